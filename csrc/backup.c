@@ -1,0 +1,504 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A backup: open, recover, status, close.  The parts are in backup.h. */
+#include "backup.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "config.h"
+#include "error.h"
+
+#define DEFAULT_JOURNAL (512ull << 20)
+#define DEFAULT_SEGMENT (16ull << 20)
+
+int remus_backup_failed(remus_backup *b, int err)
+{
+    pthread_mutex_lock(&b->lock);
+    if (!b->failed) {
+        b->failed = err;
+        snprintf(b->reason, sizeof b->reason, "%s", remus_last_error());
+    }
+    pthread_mutex_unlock(&b->lock);
+    return err;
+}
+
+uint64_t remus_backup_stable(const remus_backup *b)
+{
+    return b->ack == REMUS_ACK_DURABLE ? b->acked : b->super.applied;
+}
+
+int remus_backup_consistent(const remus_backup *b)
+{
+    switch (b->super.role) {
+    case REMUS_SUPER_SYNCED:
+        return b->committed > b->super.base;
+    case REMUS_SUPER_BACKUP:
+    case REMUS_SUPER_PROMOTING:
+    case REMUS_SUPER_PROMOTED:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+/* ---- recovery ------------------------------------------------------ */
+
+struct recovery {
+    remus_backup *b;
+    uint64_t seq;      /* segment being scanned */
+    uint64_t expected; /* number of the next counted record */
+    uint64_t session;
+};
+
+static void drop_open(remus_backup *b)
+{
+    if (b->open)
+        remus_epoch_give(b, b->open);
+    b->open = NULL;
+}
+
+static int recover_segment(void *ctx, const struct remus_segment *seg,
+                           int first)
+{
+    struct recovery *rec = ctx;
+    remus_backup *b = rec->b;
+    if (seg->flags & REMUS_SEGMENT_SESSION_START) {
+        if (!first && b->last_barrier != seg->prev_number)
+            return 1;
+        /* What an earlier session left open was never acked. */
+        drop_open(b);
+    } else if (!first && (seg->first_number != rec->expected ||
+                          seg->session != rec->session)) {
+        return 1;
+    }
+    rec->seq = seg->seq;
+    rec->expected = seg->first_number;
+    rec->session = seg->session;
+    return 0;
+}
+
+/* Find the epoch of a counted record: 0; 1: the log ends here; -ENOMEM. */
+static int recover_epoch(struct recovery *rec, const struct remus_record *r)
+{
+    remus_backup *b = rec->b;
+    if (b->open)
+        return b->open->number != r->epoch;
+    if (b->epoch_count &&
+        r->epoch <= b->epochs[b->epoch_count - 1]->number)
+        return 1;
+    b->open = remus_epoch_take(b, r->epoch);
+    if (!b->open)
+        return -ENOMEM;
+    b->open->first_seq = rec->seq;
+    return 0;
+}
+
+static int recover_barrier(remus_backup *b, const struct remus_record *r,
+                           const unsigned char *payload)
+{
+    struct remus_epoch *e = b->open;
+    /* An applied epoch may have begun in a segment that is gone. */
+    int whole = r->epoch > b->super.applied;
+    if (whole && (e->records != r->offset || e->run != (uint32_t)r->range))
+        return 1;
+    b->last_barrier = r->number;
+    if (!whole) {
+        drop_open(b);
+        return 0;
+    }
+    int err = remus_epoch_close(b, r, payload);
+    if (err)
+        return err;
+    e->acked = 1;
+    b->acked = b->prepared;
+    return 0;
+}
+
+static int recover_record(void *ctx, const struct remus_record *r,
+                          const unsigned char *payload, uint64_t pos)
+{
+    struct recovery *rec = ctx;
+    remus_backup *b = rec->b;
+    if (r->type == REMUS_REC_COMMIT) {
+        if (r->number + 1 != rec->expected || r->epoch > b->prepared)
+            return 1;
+        if (r->epoch > b->committed)
+            remus_backup_note_commit(b, r->epoch);
+        return 0;
+    }
+    if (!remus_record_counted(r) || r->number != rec->expected ||
+        remus_backup_check_range(b, r))
+        return 1;
+    int rc = recover_epoch(rec, r);
+    if (rc)
+        return rc;
+    rec->expected++;
+    if (r->epoch > b->last_epoch)
+        b->last_epoch = r->epoch;
+    if (r->type == REMUS_REC_BARRIER)
+        return recover_barrier(b, r, payload);
+    if (r->epoch <= b->super.applied)
+        return 0;
+    struct remus_record wire = *r;
+    unsigned char header[REMUS_REC_HEADER];
+    wire.salt = 0;
+    remus_record_encode(&wire, header);
+    return remus_epoch_index(b, b->open, &wire, pos);
+}
+
+/* After a promote was begun, only what it needs is left. */
+static int recover_promoting(remus_backup *b)
+{
+    while (b->epoch_count &&
+           b->epochs[b->epoch_count - 1]->number > b->super.target)
+        remus_epoch_give(b, b->epochs[--b->epoch_count]);
+    if (b->super.target == b->super.applied)
+        return 0;
+    if (!b->epoch_count ||
+        b->epochs[b->epoch_count - 1]->number != b->super.target)
+        return remus_fail(-EBADMSG,
+                          "the promote to checkpoint %llu was begun, but the "
+                          "journal does not hold that checkpoint any more: "
+                          "its files were changed from outside",
+                          (unsigned long long)b->super.target);
+    return 0;
+}
+
+static int recover(remus_backup *b)
+{
+    const struct remus_super *s = &b->super;
+    b->applied = b->committed = b->prepared = b->acked = s->applied;
+    b->applied_cp = b->committed_cp = s->cp;
+    b->last_epoch = s->last_epoch;
+    b->last_barrier = s->number;
+    b->next_number = s->next_number;
+    b->session_start = 1;
+    b->fenced = s->role >= REMUS_SUPER_PROMOTING;
+    if (s->role != REMUS_SUPER_SYNCED && s->role != REMUS_SUPER_BACKUP &&
+        s->role != REMUS_SUPER_PROMOTING) {
+        remus_journal_drop(&b->journal, s->tail);
+        return 0;
+    }
+    struct recovery rec = {.b = b};
+    const struct remus_journal_visitor v = {
+        .segment = recover_segment, .record = recover_record, .ctx = &rec};
+    int err = remus_journal_recover(&b->journal, s->tail, &v);
+    if (err)
+        return err;
+    drop_open(b);
+    /* Numbers of records that were lost are not used again either: the salt
+     * tells them apart, and a gap does no harm. */
+    if (rec.expected > b->next_number)
+        b->next_number = rec.expected;
+    if (s->role == REMUS_SUPER_PROMOTING)
+        return recover_promoting(b);
+    return 0;
+}
+
+/* ---- open and close ------------------------------------------------ */
+
+static int make_super(remus_backup *b)
+{
+    struct remus_super *s = &b->super;
+    memset(s, 0, sizeof *s);
+    /* A journal directory may hold segments of an earlier life: start the
+     * sequence where they can't be. */
+    uint32_t start;
+    int err = b->io->random(b->io, &start, sizeof start);
+    if (err)
+        return remus_fail(err, "random numbers: %s", remus_errno_text(err));
+    s->tail = ((uint64_t)start << 16) + 1;
+    s->next_number = 1;
+    s->segment_bytes = b->journal.segment_bytes;
+    s->segments = b->journal.segments;
+    err = remus_super_store(b->io, b->super_file, b->super_path, b->resource,
+                            s);
+    if (err)
+        return err;
+    err = b->io->sync_dir(b->io, b->state_dir);
+    if (err)
+        return remus_fail(err, "sync directory %s: %s", b->state_dir,
+                          remus_errno_text(err));
+    return 0;
+}
+
+static int load_super(remus_backup *b)
+{
+    b->super_file =
+        b->io->open(b->io, b->super_path, O_RDWR | O_CREAT);
+    if (b->super_file < 0)
+        return remus_fail(b->super_file, "open %s: %s", b->super_path,
+                          remus_errno_text(b->super_file));
+    int err = remus_super_load(b->io, b->super_file, b->super_path,
+                               b->resource, &b->super);
+    if (err == -ENOENT)
+        return make_super(b);
+    if (err)
+        return err;
+    if (b->super.segment_bytes != b->journal.segment_bytes ||
+        b->super.segments != b->journal.segments)
+        return remus_fail(-EINVAL,
+                          "the journal was made with %llu segments of %llu "
+                          "bytes, configured are %u of %llu: restore the "
+                          "limits, or empty state and journal directory and "
+                          "let the primary copy the disks anew",
+                          (unsigned long long)b->super.segments,
+                          (unsigned long long)b->super.segment_bytes,
+                          b->journal.segments,
+                          (unsigned long long)b->journal.segment_bytes);
+    return 0;
+}
+
+static char *join_path(const char *dir, const char *name)
+{
+    size_t n = strlen(dir) + strlen(name) + 2;
+    char *path = malloc(n);
+    if (path)
+        snprintf(path, n, "%s/%s", dir, name);
+    return path;
+}
+
+static int open_disks(remus_backup *b,
+                      const struct remus_backup_config *config)
+{
+    for (unsigned int i = 0; i < b->disk_count; i++) {
+        struct remus_disk *d = &b->disks[i];
+        d->name = strdup(config->volumes[i].name);
+        d->path = strdup(config->volumes[i].path);
+        if (!d->name || !d->path)
+            return remus_fail(-ENOMEM, "out of memory");
+        /* The guest may own them by now. */
+        if (b->super.role == REMUS_SUPER_PROMOTED) {
+            d->size = config->volumes[i].size;
+            continue;
+        }
+        d->file = remus_disk_open(b->io, &config->volumes[i], &d->size);
+        if (d->file < 0)
+            return d->file;
+    }
+    return 0;
+}
+
+static int allocate(remus_backup *b, const struct remus_backup_config *c,
+                    remus_io *io)
+{
+    b->io = io;
+    b->ack = c->ack;
+    b->commit_by = c->commit_by;
+    b->lock_file = b->super_file = -1;
+    pthread_mutex_init(&b->apply_lock, NULL);
+    pthread_mutex_init(&b->lock, NULL);
+    b->disks = calloc(c->volume_count, sizeof *b->disks);
+    b->resource = strdup(c->resource);
+    b->state_dir = strdup(c->state_dir);
+    b->super_path = join_path(c->state_dir, "backup.state");
+    b->buffer = aligned_alloc(REMUS_PAGE, REMUS_APPLY_BYTES);
+    if (!b->disks || !b->resource || !b->state_dir || !b->super_path ||
+        !b->buffer)
+        return remus_fail(-ENOMEM, "out of memory");
+    b->disk_count = c->volume_count;
+    for (unsigned int i = 0; i < b->disk_count; i++)
+        b->disks[i].file = -1;
+    return 0;
+}
+
+static int open_journal(remus_backup *b,
+                        const struct remus_backup_config *config)
+{
+    char *dir = config->journal_dir ? strdup(config->journal_dir)
+                                    : join_path(config->state_dir, "journal");
+    if (!dir)
+        return remus_fail(-ENOMEM, "out of memory");
+    int err = remus_journal_open(
+        &b->journal, b->io, &b->lock, dir, b->resource,
+        config->journal_bytes ? config->journal_bytes : DEFAULT_JOURNAL,
+        config->segment_bytes ? config->segment_bytes : DEFAULT_SEGMENT);
+    free(dir);
+    return err;
+}
+
+int remus_backup_open_io(const struct remus_backup_config *config,
+                         remus_io *io, remus_backup **out)
+{
+    *out = NULL;
+    int err = remus_config_check(config->resource, config->state_dir,
+                                 config->volumes, config->volume_count,
+                                 config->ack, config->commit_by);
+    if (err)
+        return err;
+    remus_backup *b = calloc(1, sizeof *b);
+    if (!b)
+        return remus_fail(-ENOMEM, "resource %s: out of memory",
+                          config->resource);
+    err = allocate(b, config, io);
+    if (!err) {
+        b->lock_file = remus_state_lock(io, b->resource, b->state_dir);
+        err = b->lock_file < 0 ? b->lock_file : 0;
+    }
+    if (!err)
+        err = open_journal(b, config);
+    if (!err)
+        err = load_super(b);
+    if (!err)
+        err = open_disks(b, config);
+    if (!err)
+        err = recover(b);
+    if (err) {
+        remus_fail_in(err, "backup of %s", config->resource);
+        remus_backup_close(b);
+        return err;
+    }
+    *out = b;
+    return 0;
+}
+
+int remus_backup_open(const struct remus_backup_config *config,
+                      remus_backup **out)
+{
+    return remus_backup_open_io(config, remus_io_system(), out);
+}
+
+void remus_backup_free(remus_backup *b)
+{
+    remus_journal_abandon(&b->journal);
+    if (b->open)
+        remus_epoch_give(b, b->open);
+    while (b->epoch_count)
+        remus_epoch_give(b, b->epochs[--b->epoch_count]);
+    while (b->free_epochs) {
+        struct remus_epoch *e = b->free_epochs;
+        b->free_epochs = e->next_free;
+        remus_extents_free(&e->extents);
+        free(e);
+    }
+    free(b->epochs);
+    remus_extents_free(&b->merge);
+    for (unsigned int i = 0; i < b->disk_count; i++) {
+        free(b->disks[i].name);
+        free(b->disks[i].path);
+    }
+    free(b->disks);
+    free(b->resource);
+    free(b->state_dir);
+    free(b->super_path);
+    free(b->buffer);
+    pthread_mutex_destroy(&b->lock);
+    pthread_mutex_destroy(&b->apply_lock);
+    free(b);
+}
+
+void remus_backup_close(remus_backup *b)
+{
+    if (!b)
+        return;
+    char *text = strdup(remus_last_error());
+    remus_backup_net_stop(b);
+    /* Nothing depends on this: recovery would do the same. */
+    if (b->session_start || b->session) {
+        if (!b->failed && !b->fenced &&
+            b->super.role < REMUS_SUPER_PROMOTING &&
+            remus_backup_apply(b) == 0)
+            remus_backup_checkpoint(b);
+    }
+    for (unsigned int i = 0; i < b->disk_count; i++)
+        if (b->disks[i].file >= 0)
+            b->io->close(b->io, b->disks[i].file);
+    remus_journal_close(&b->journal);
+    if (b->super_file >= 0)
+        b->io->close(b->io, b->super_file);
+    if (b->lock_file >= 0)
+        b->io->close(b->io, b->lock_file);
+    remus_backup_free(b);
+    remus_fail(0, "%s", text ? text : "");
+    free(text);
+}
+
+/* ---- status --------------------------------------------------------- */
+
+static int backup_state(const remus_backup *b, int connected)
+{
+    if (b->failed)
+        return REMUS_STATE_FAILED;
+    switch (b->super.role) {
+    case REMUS_SUPER_PROMOTING:
+        return REMUS_STATE_PROMOTING;
+    case REMUS_SUPER_PROMOTED:
+        return REMUS_STATE_PROMOTED;
+    default:
+        break;
+    }
+    if (b->copying)
+        return REMUS_STATE_CATCHING_UP;
+    if (!remus_backup_consistent(b))
+        return REMUS_STATE_INCONSISTENT;
+    return connected ? REMUS_STATE_PROTECTED : REMUS_STATE_STANDBY;
+}
+
+static void backup_reason(const remus_backup *b, struct remus_status *s)
+{
+    const char *why = b->reason;
+    char text[REMUS_REASON_MAX];
+    if (!*why) {
+        switch (s->state) {
+        case REMUS_STATE_INCONSISTENT:
+            why = "no complete copy of the disks: start the primary";
+            break;
+        case REMUS_STATE_CATCHING_UP:
+            why = "the primary is copying its disks";
+            break;
+        case REMUS_STATE_STANDBY:
+            why = "no primary connected; can be promoted";
+            break;
+        case REMUS_STATE_PROTECTED:
+            why = "following the primary";
+            break;
+        case REMUS_STATE_PROMOTING:
+        case REMUS_STATE_PROMOTED:
+            snprintf(text, sizeof text, "%s checkpoint %llu",
+                     s->state == REMUS_STATE_PROMOTED
+                         ? "was promoted to"
+                         : "a promote was interrupted; finish it at",
+                     (unsigned long long)b->super.target);
+            why = text;
+            break;
+        default:
+            break;
+        }
+    }
+    snprintf(s->reason, sizeof s->reason, "%s", why);
+}
+
+int remus_backup_status(remus_backup *b, struct remus_status *s)
+{
+    struct remus_status net = {0};
+    remus_backup_net_status(b, &net);
+    pthread_mutex_lock(&b->lock);
+    *s = b->stats;
+    s->role = REMUS_ROLE_BACKUP;
+    s->connected = net.connected;
+    s->link_changed_ns = net.link_changed_ns;
+    s->state = backup_state(b, net.connected);
+    s->volumes = b->disk_count;
+    snprintf(s->resource, sizeof s->resource, "%s", b->resource);
+    const unsigned char *id = b->super.role >= REMUS_SUPER_PROMOTING
+                                  ? b->super.promoted_generation
+                                  : b->super.generation;
+    for (int i = 0; i < REMUS_ID_BYTES; i++)
+        snprintf(s->generation + 2 * i, 3, "%02x", id[i]);
+    s->prepared_epoch = b->prepared;
+    s->committed_epoch = b->committed;
+    s->applied_epoch = b->applied;
+    s->stable_epoch = remus_backup_stable(b);
+    s->open_epoch = b->open ? b->open->number : 0;
+    if (b->super.role >= REMUS_SUPER_PROMOTING)
+        s->promoted_epoch = b->super.target;
+    s->journal_bytes =
+        remus_journal_used(&b->journal) * b->journal.segment_bytes;
+    s->journal_limit = b->journal.segments * b->journal.segment_bytes;
+    backup_reason(b, s);
+    pthread_mutex_unlock(&b->lock);
+    return 0;
+}

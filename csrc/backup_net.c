@@ -1,0 +1,673 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The backup's threads and its socket.
+ *   acceptor  takes and refuses connections and sends a PING with progress
+ *             every PING_MS; never touches a disk, so a stalled disk and a
+ *             dead host can be told apart
+ *   session   receives from the one primary that is connected; journals,
+ *             acks
+ *   applier   moves committed epochs to the disks, many at once
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "backup.h"
+#include "error.h"
+#include "transport.h"
+
+#define PING_MS 500
+#define APPLY_MS 250          /* between applies, unless space is needed */
+#define OUT_BYTES (64u * 1024) /* answers that the socket did not take yet */
+
+/* Lock order: backup.lock before send_lock; net.lock is taken alone. */
+struct remus_backup_net {
+    remus_backup *b;               /* constant */
+    struct remus_address address;  /* constant */
+    int listener;                  /* constant */
+    int wake;                      /* constant: eventfd, set to stop */
+    uint32_t loss_ms;              /* constant */
+    pthread_t acceptor, session, applier;
+    struct remus_input input;      /* session thread */
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed;        /* conn, stopping, fenced changed */
+    pthread_cond_t apply;          /* the applier has something to do */
+    int conn;                      /* lock: socket of the primary, or -1 */
+    int connected;                 /* lock: its hello was accepted */
+    uint64_t link_changed_ns;      /* lock */
+    int stopping;                  /* lock */
+    int fenced;                    /* lock: nobody is let in */
+    int apply_now;                 /* lock: space is needed */
+
+    pthread_mutex_t send_lock;
+    int send_fd;                   /* send_lock: -1: none */
+    size_t out_len;                /* send_lock */
+    unsigned char out[OUT_BYTES];  /* send_lock */
+    struct remus_record last_ping; /* acceptor thread */
+    uint64_t told;                 /* applier thread: epoch last announced */
+};
+
+/* ---- output ------------------------------------------------------------ */
+
+/* send_lock held */
+static int flush_out(struct remus_backup_net *net)
+{
+    while (net->out_len) {
+        ssize_t n = send(net->send_fd, net->out, net->out_len,
+                         MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
+        memmove(net->out, net->out + n, net->out_len - (size_t)n);
+        net->out_len -= (size_t)n;
+    }
+    return 0;
+}
+
+static int send_record(struct remus_backup_net *net, struct remus_record *r,
+                       const void *payload)
+{
+    unsigned char header[REMUS_REC_HEADER];
+    r->payload_crc =
+        r->length ? remus_crc32c(0, payload, r->length) : 0;
+    remus_record_encode(r, header);
+    pthread_mutex_lock(&net->send_lock);
+    int err = 0;
+    if (net->send_fd < 0) {
+        err = remus_fail(-ENOTCONN, "no primary connected");
+    } else if (net->out_len + sizeof header + r->length > OUT_BYTES) {
+        err = remus_fail(-ENOBUFS, "the primary does not read our answers");
+    } else {
+        memcpy(net->out + net->out_len, header, sizeof header);
+        if (r->length)
+            memcpy(net->out + net->out_len + sizeof header, payload,
+                   r->length);
+        net->out_len += sizeof header + r->length;
+        err = flush_out(net);
+        if (err)
+            remus_fail(err, "send: %s", remus_errno_text(err));
+    }
+    pthread_mutex_unlock(&net->send_lock);
+    return err;
+}
+
+static void send_error(struct remus_backup_net *net, const char *text)
+{
+    struct remus_record r = {.type = REMUS_REC_ERROR,
+                             .length = (uint32_t)strlen(text)};
+    send_record(net, &r, text);
+}
+
+static int send_progress(struct remus_backup_net *net, uint8_t type)
+{
+    struct remus_record r = {0};
+    remus_backup_progress(net->b, &r);
+    r.type = type;
+    return send_record(net, &r, NULL);
+}
+
+static void set_send_fd(struct remus_backup_net *net, int fd)
+{
+    pthread_mutex_lock(&net->send_lock);
+    net->send_fd = fd;
+    net->out_len = 0;
+    pthread_mutex_unlock(&net->send_lock);
+}
+
+/* ---- session thread ------------------------------------------------------ */
+
+static void want_apply(struct remus_backup_net *net, int now)
+{
+    pthread_mutex_lock(&net->lock);
+    if (now && !net->apply_now) {
+        net->apply_now = 1;
+        pthread_cond_signal(&net->apply);
+    }
+    pthread_mutex_unlock(&net->lock);
+}
+
+/* Space runs low: apply without waiting for the timer. */
+static void check_space(struct remus_backup_net *net)
+{
+    remus_backup *b = net->b;
+    pthread_mutex_lock(&b->lock);
+    int low = 2 * remus_journal_used(&b->journal) > b->journal.segments &&
+              b->committed > b->super.applied;
+    pthread_mutex_unlock(&b->lock);
+    want_apply(net, low);
+}
+
+/* The first commit after a copy ends Inconsistent: the primary may say
+ * Protected only when that can't be lost any more. */
+static int on_commit(struct remus_backup_net *net,
+                     const struct remus_record *r)
+{
+    remus_backup *b = net->b;
+    int err = remus_backup_commit_record(b, r->epoch, 1);
+    if (err)
+        return err;
+    pthread_mutex_lock(&b->lock);
+    int first = b->super.role == REMUS_SUPER_SYNCED;
+    pthread_mutex_unlock(&b->lock);
+    if (!first) {
+        check_space(net);
+        return 0;
+    }
+    err = remus_backup_apply(b);
+    if (!err)
+        err = remus_backup_checkpoint(b);
+    return err ? err : send_progress(net, REMUS_REC_APPLIED);
+}
+
+static int on_resync(struct remus_backup_net *net,
+                     const struct remus_record *r)
+{
+    struct remus_record answer = {.type = REMUS_REC_RESYNC};
+    int err;
+    switch (r->flags) {
+    case REMUS_RESYNC_BEGIN:
+        pthread_mutex_lock(&net->b->lock);
+        net->b->stats.resync_total = r->range;
+        net->b->stats.resync_done = 0;
+        pthread_mutex_unlock(&net->b->lock);
+        return remus_backup_copy_begin(net->b);
+    case REMUS_RESYNC_FLUSH:
+        err = remus_backup_copy_flush(net->b);
+        answer.flags = REMUS_RESYNC_FLUSHED;
+        return err ? err : send_record(net, &answer, NULL);
+    case REMUS_RESYNC_END:
+        err = remus_backup_copy_end(net->b, r->epoch);
+        answer.flags = REMUS_RESYNC_DONE;
+        return err ? err : send_record(net, &answer, NULL);
+    default:
+        return remus_fail(-EBADMSG, "unknown step %u of a copy", r->flags);
+    }
+}
+
+/* 0: go on; 1: the primary said goodbye; <0: the connection ends. */
+static int handle(struct remus_backup_net *net, const struct remus_record *r,
+                  const unsigned char *header, const unsigned char *payload)
+{
+    remus_backup *b = net->b;
+    int err;
+    switch (r->type) {
+    case REMUS_REC_WRITE:
+    case REMUS_REC_ZERO:
+        if (r->flags & REMUS_REC_DIRECT)
+            return remus_backup_copy_data(b, r, payload);
+        return remus_backup_record(b, header, r, payload);
+    case REMUS_REC_BARRIER:
+        err = remus_backup_record(b, header, r, payload);
+        if (!err)
+            err = remus_backup_ack(b, r->epoch);
+        return err ? err : send_progress(net, REMUS_REC_ACK);
+    case REMUS_REC_COMMIT:
+        return on_commit(net, r);
+    case REMUS_REC_RESYNC:
+        return on_resync(net, r);
+    case REMUS_REC_PING:
+        return 0;
+    case REMUS_REC_BYE:
+        return 1;
+    case REMUS_REC_ERROR:
+        return remus_fail(-EPROTO, "the primary says: %.*s", (int)r->length,
+                          (const char *)payload);
+    default:
+        return remus_fail(-EBADMSG, "record type %u from a primary", r->type);
+    }
+}
+
+/* Wait for bytes.  1: some came; 0: `ms` passed; <0: ended. */
+static int wait_input(struct remus_backup_net *net, int fd, uint32_t ms)
+{
+    struct pollfd p[2] = {{.fd = fd, .events = POLLIN},
+                          {.fd = net->wake, .events = POLLIN}};
+    int n = poll(p, 2, (int)ms);
+    if (n < 0)
+        return errno == EINTR ? 1
+                              : remus_fail(-errno, "poll: %s",
+                                           remus_errno_text(errno));
+    if (n == 0)
+        return 0;
+    if (p[1].revents)
+        return remus_fail(-ESHUTDOWN, "the backup process ends");
+    ssize_t got = remus_input_fill(&net->input, fd);
+    return got < 0 ? (int)got : 1;
+}
+
+static int greet(struct remus_backup_net *net, int fd)
+{
+    remus_backup *b = net->b;
+    struct remus_record r;
+    const unsigned char *header, *payload;
+    int rc;
+    while ((rc = remus_input_next(&net->input, &r, &header, &payload)) == 0) {
+        rc = wait_input(net, fd, net->loss_ms);
+        if (rc == 0)
+            return remus_fail(-ETIMEDOUT, "a client connected and said "
+                                          "nothing");
+        if (rc < 0)
+            return rc;
+    }
+    if (rc < 0)
+        return rc;
+    struct remus_hello hello;
+    struct remus_hello_reply reply;
+    if (r.type != REMUS_REC_HELLO)
+        return remus_fail(-EBADMSG, "record type %u instead of a hello",
+                          r.type);
+    rc = remus_hello_decode(payload, r.length, &hello);
+    if (!rc)
+        rc = remus_backup_session_begin(b, &hello, r.session, &reply);
+    if (rc)
+        return rc;
+    unsigned char out[REMUS_HELLO_REPLY_BYTES];
+    remus_hello_reply_encode(&reply, out);
+    struct remus_record answer = {.type = REMUS_REC_HELLO_REPLY,
+                                  .length = sizeof out,
+                                  .session = r.session};
+    return send_record(net, &answer, out);
+}
+
+static int converse(struct remus_backup_net *net, int fd)
+{
+    struct remus_record r;
+    const unsigned char *header, *payload;
+    for (;;) {
+        int rc;
+        while ((rc = remus_input_next(&net->input, &r, &header, &payload)) ==
+               1) {
+            rc = handle(net, &r, header, payload);
+            if (rc)
+                return rc < 0 ? rc : 0;
+        }
+        if (rc < 0)
+            return rc;
+        /* Longer than the primary's own patience: it decides first. */
+        rc = wait_input(net, fd, 3 * net->loss_ms);
+        if (rc == 0)
+            return remus_fail(-ETIMEDOUT, "nothing from the primary for %u "
+                                          "ms",
+                              3 * net->loss_ms);
+        if (rc < 0)
+            return rc;
+    }
+}
+
+static void set_connected(struct remus_backup_net *net, int connected)
+{
+    pthread_mutex_lock(&net->lock);
+    if (net->connected != connected) {
+        net->connected = connected;
+        net->link_changed_ns = net->b->io->now_ns(net->b->io);
+    }
+    pthread_mutex_unlock(&net->lock);
+}
+
+static void keep_reason(remus_backup *b, const char *text)
+{
+    pthread_mutex_lock(&b->lock);
+    if (!b->failed)
+        snprintf(b->reason, sizeof b->reason, "%s", text);
+    pthread_mutex_unlock(&b->lock);
+}
+
+static void serve_one(struct remus_backup_net *net, int fd)
+{
+    remus_input_reset(&net->input);
+    set_send_fd(net, fd);
+    int err = greet(net, fd);
+    if (!err) {
+        keep_reason(net->b, "");
+        set_connected(net, 1);
+        err = converse(net, fd);
+        remus_backup_session_end(net->b);
+    }
+    if (err) {
+        char text[REMUS_REASON_MAX];
+        snprintf(text, sizeof text, "%s", remus_last_error());
+        send_error(net, text);
+        if (net->connected)
+            keep_reason(net->b, text);
+    }
+    set_send_fd(net, -1);
+    set_connected(net, 0);
+}
+
+static void *session_main(void *arg)
+{
+    struct remus_backup_net *net = arg;
+    pthread_mutex_lock(&net->lock);
+    while (!net->stopping) {
+        if (net->conn < 0) {
+            pthread_cond_wait(&net->changed, &net->lock);
+            continue;
+        }
+        int fd = net->conn;
+        pthread_mutex_unlock(&net->lock);
+        serve_one(net, fd);
+        pthread_mutex_lock(&net->lock);
+        close(fd);
+        net->conn = -1;
+        pthread_cond_broadcast(&net->changed);
+    }
+    pthread_mutex_unlock(&net->lock);
+    return NULL;
+}
+
+/* ---- acceptor thread ------------------------------------------------------ */
+
+static void refuse(int fd, const char *text)
+{
+    struct remus_record r = {.type = REMUS_REC_ERROR,
+                             .length = (uint32_t)strlen(text),
+                             .payload_crc =
+                                 remus_crc32c(0, text, strlen(text))};
+    unsigned char out[REMUS_REC_HEADER + REMUS_REASON_MAX];
+    remus_record_encode(&r, out);
+    memcpy(out + REMUS_REC_HEADER, text, r.length);
+    ssize_t n = send(fd, out, REMUS_REC_HEADER + r.length,
+                     MSG_DONTWAIT | MSG_NOSIGNAL);
+    (void)n; /* told, or not: it is refused either way */
+    close(fd);
+}
+
+static void take(struct remus_backup_net *net)
+{
+    int fd = remus_accept(net->listener, &net->address);
+    if (fd < 0)
+        return;
+    char why[REMUS_REASON_MAX] = "";
+    pthread_mutex_lock(&net->lock);
+    if (net->fenced)
+        snprintf(why, sizeof why,
+                 "backup of %s: promoted or being promoted: it takes no "
+                 "more writes of a primary",
+                 net->b->resource);
+    else if (net->conn >= 0)
+        snprintf(why, sizeof why,
+                 "backup of %s: another primary is connected",
+                 net->b->resource);
+    else {
+        net->conn = fd;
+        pthread_cond_broadcast(&net->changed);
+    }
+    pthread_mutex_unlock(&net->lock);
+    if (*why)
+        refuse(fd, why);
+}
+
+static void ping(struct remus_backup_net *net)
+{
+    remus_backup *b = net->b;
+    pthread_mutex_lock(&net->lock);
+    int connected = net->connected;
+    pthread_mutex_unlock(&net->lock);
+    if (!connected)
+        return;
+    /* The lock may be held by a thread that a disk holds up: then the news
+     * is old, but the host is alive. */
+    struct remus_record r = net->last_ping;
+    if (pthread_mutex_trylock(&b->lock) == 0) {
+        pthread_mutex_unlock(&b->lock);
+        remus_backup_progress(b, &r);
+        net->last_ping = r;
+    }
+    r.type = REMUS_REC_PING;
+    send_record(net, &r, NULL);
+}
+
+static void *acceptor_main(void *arg)
+{
+    struct remus_backup_net *net = arg;
+    remus_io *io = net->b->io;
+    uint64_t next = io->now_ns(io);
+    for (;;) {
+        uint64_t now = io->now_ns(io);
+        if (now >= next) {
+            ping(net);
+            next = now + PING_MS * 1000000ull;
+        }
+        struct pollfd p[2] = {{.fd = net->listener, .events = POLLIN},
+                              {.fd = net->wake, .events = POLLIN}};
+        int n = poll(p, 2, (int)((next - now) / 1000000u) + 1);
+        if (n > 0 && p[1].revents)
+            return NULL;
+        if (n > 0 && p[0].revents)
+            take(net);
+    }
+}
+
+/* ---- applier thread ------------------------------------------------------ */
+
+/* Has the primary heard of everything that the disks hold?  Notes it. */
+static int told_already(struct remus_backup_net *net)
+{
+    pthread_mutex_lock(&net->b->lock);
+    uint64_t applied = net->b->super.applied;
+    pthread_mutex_unlock(&net->b->lock);
+    int told = applied == net->told;
+    net->told = applied;
+    return told;
+}
+
+static void apply_round(struct remus_backup_net *net, int now)
+{
+    remus_backup *b = net->b;
+    pthread_mutex_lock(&b->lock);
+    uint64_t before = b->applied;
+    int failed = b->failed || b->fenced;
+    pthread_mutex_unlock(&b->lock);
+    if (failed || remus_backup_apply(b))
+        return;
+    pthread_mutex_lock(&b->lock);
+    int idle = b->applied == before;
+    int half = 2 * remus_journal_used(&b->journal) > b->journal.segments;
+    pthread_mutex_unlock(&b->lock);
+    if (!idle && !half && !now)
+        return;
+    if (remus_backup_checkpoint(b) == 0 && !told_already(net))
+        send_progress(net, REMUS_REC_APPLIED);
+}
+
+static void *applier_main(void *arg)
+{
+    struct remus_backup_net *net = arg;
+    pthread_mutex_lock(&net->lock);
+    while (!net->stopping) {
+        if (!net->apply_now) {
+            struct timespec until;
+            clock_gettime(CLOCK_MONOTONIC, &until);
+            until.tv_nsec += APPLY_MS * 1000000;
+            until.tv_sec += until.tv_nsec / 1000000000;
+            until.tv_nsec %= 1000000000;
+            pthread_cond_timedwait(&net->apply, &net->lock, &until);
+        }
+        int now = net->apply_now;
+        net->apply_now = 0;
+        if (net->stopping)
+            break;
+        pthread_mutex_unlock(&net->lock);
+        apply_round(net, now);
+        pthread_mutex_lock(&net->lock);
+    }
+    pthread_mutex_unlock(&net->lock);
+    return NULL;
+}
+
+/* ---- start, fence, stop --------------------------------------------------- */
+
+static void free_net(struct remus_backup_net *net)
+{
+    if (net->listener >= 0) {
+        close(net->listener);
+        remus_unlisten(&net->address);
+    }
+    if (net->wake >= 0)
+        close(net->wake);
+    remus_input_free(&net->input);
+    pthread_cond_destroy(&net->changed);
+    pthread_cond_destroy(&net->apply);
+    pthread_mutex_destroy(&net->lock);
+    pthread_mutex_destroy(&net->send_lock);
+    free(net);
+}
+
+static void stop_threads(struct remus_backup_net *net, int started)
+{
+    pthread_mutex_lock(&net->lock);
+    net->stopping = 1;
+    if (net->conn >= 0)
+        shutdown(net->conn, SHUT_RDWR);
+    pthread_cond_broadcast(&net->changed);
+    pthread_cond_broadcast(&net->apply);
+    pthread_mutex_unlock(&net->lock);
+    uint64_t one = 1;
+    ssize_t n = write(net->wake, &one, sizeof one);
+    (void)n; /* an eventfd takes 2^64-2 of them */
+    if (started > 0)
+        pthread_join(net->acceptor, NULL);
+    if (started > 1)
+        pthread_join(net->session, NULL);
+    if (started > 2)
+        pthread_join(net->applier, NULL);
+    if (net->conn >= 0)
+        close(net->conn);
+}
+
+static struct remus_backup_net *new_net(remus_backup *b, uint32_t loss_ms)
+{
+    struct remus_backup_net *net = calloc(1, sizeof *net);
+    if (!net)
+        return NULL;
+    net->b = b;
+    net->loss_ms = loss_ms ? loss_ms : 3000;
+    net->listener = net->wake = net->conn = net->send_fd = -1;
+    pthread_mutex_init(&net->lock, NULL);
+    pthread_mutex_init(&net->send_lock, NULL);
+    pthread_cond_init(&net->changed, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&net->apply, &attr);
+    pthread_condattr_destroy(&attr);
+    return net;
+}
+
+int remus_backup_serve(remus_backup *b, const char *address, int tls_off,
+                       uint32_t loss_ms)
+{
+    if (b->net)
+        return remus_fail(-EALREADY, "backup of %s: serves already",
+                          b->resource);
+    struct remus_backup_net *net = new_net(b, loss_ms);
+    if (!net)
+        return remus_fail(-ENOMEM, "backup of %s: out of memory",
+                          b->resource);
+    int started = 0;
+    int err = remus_address_parse(address, tls_off, &net->address);
+    if (!err)
+        err = remus_input_init(&net->input);
+    if (!err) {
+        net->listener = remus_listen(&net->address);
+        err = net->listener < 0 ? net->listener : 0;
+    }
+    if (!err) {
+        net->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (net->wake < 0)
+            err = remus_fail(-errno, "eventfd: %s", remus_errno_text(errno));
+    }
+    pthread_mutex_lock(&b->lock);
+    net->fenced = b->fenced;
+    pthread_mutex_unlock(&b->lock);
+    if (!err && (err = -pthread_create(&net->acceptor, NULL, acceptor_main,
+                                       net)) == 0)
+        started++;
+    if (!err && (err = -pthread_create(&net->session, NULL, session_main,
+                                       net)) == 0)
+        started++;
+    if (!err && (err = -pthread_create(&net->applier, NULL, applier_main,
+                                       net)) == 0)
+        started++;
+    if (err) {
+        if (started)
+            stop_threads(net, started);
+        free_net(net);
+        return remus_fail_in(err, "backup of %s", b->resource);
+    }
+    b->net = net;
+    return 0;
+}
+
+/* Did the other end close its socket? */
+static int hung_up(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLRDHUP};
+    return poll(&p, 1, 0) > 0 &&
+           (p.revents & (POLLRDHUP | POLLHUP | POLLERR));
+}
+
+int remus_backup_net_fence(remus_backup *b, int force)
+{
+    struct remus_backup_net *net = b->net;
+    if (!net)
+        return 0;
+    pthread_mutex_lock(&net->lock);
+    int err = 0;
+    /* A dead primary's last bytes may still be on the way through. */
+    while (net->connected && !force && hung_up(net->conn))
+        pthread_cond_wait(&net->changed, &net->lock);
+    if (net->connected && !force) {
+        err = remus_fail(-EBUSY,
+                         "promote: the primary is connected and may be "
+                         "writing: stop it there first, or force this");
+    } else {
+        net->fenced = 1;
+        while (net->conn >= 0) {
+            shutdown(net->conn, SHUT_RDWR);
+            pthread_cond_wait(&net->changed, &net->lock);
+        }
+    }
+    pthread_mutex_unlock(&net->lock);
+    return err;
+}
+
+void remus_backup_net_reopen(remus_backup *b)
+{
+    struct remus_backup_net *net = b->net;
+    if (!net)
+        return;
+    pthread_mutex_lock(&b->lock);
+    int fenced = b->fenced;
+    pthread_mutex_unlock(&b->lock);
+    pthread_mutex_lock(&net->lock);
+    net->fenced = fenced;
+    pthread_mutex_unlock(&net->lock);
+}
+
+void remus_backup_net_stop(remus_backup *b)
+{
+    if (!b->net)
+        return;
+    stop_threads(b->net, 3);
+    free_net(b->net);
+    b->net = NULL;
+}
+
+void remus_backup_net_status(remus_backup *b, struct remus_status *s)
+{
+    struct remus_backup_net *net = b->net;
+    if (!net)
+        return;
+    pthread_mutex_lock(&net->lock);
+    s->connected = net->connected;
+    s->link_changed_ns = net->link_changed_ns;
+    pthread_mutex_unlock(&net->lock);
+}

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A backup driven record by record, without a socket or a thread. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backup.h"
+#include "error.h"
+#include "remus_testing.h"
+
+int remus_test_backup_open(const struct remus_backup_config *config,
+                           remus_sim *sim, remus_backup **out)
+{
+    return remus_backup_open_io(config, remus_sim_io(sim), out);
+}
+
+/* Encode and hand over one counted record, as the connection would. */
+static int feed(remus_backup *b, struct remus_record *r,
+                const unsigned char *payload)
+{
+    unsigned char header[REMUS_REC_HEADER];
+    r->session = b->session;
+    r->number = b->next_number;
+    r->epoch = b->expect_epoch;
+    r->payload_crc = r->length ? remus_crc32c(0, payload, r->length) : 0;
+    remus_record_encode(r, header);
+    return remus_backup_record(b, header, r, payload);
+}
+
+static int barrier(remus_backup *b, const void *tag, size_t tag_len,
+                   int flags, uint64_t *epoch)
+{
+    struct remus_record r = {
+        .type = REMUS_REC_BARRIER,
+        .flags = (uint8_t)flags,
+        .length = (uint32_t)tag_len,
+        .offset = b->open ? b->open->records : 0,
+        .range = b->open ? b->open->run : 0,
+    };
+    int err = feed(b, &r, tag);
+    if (err)
+        return err;
+    *epoch = r.epoch;
+    return remus_backup_ack(b, r.epoch);
+}
+
+int remus_test_backup_begin(remus_backup *b)
+{
+    struct remus_hello h = {.version = REMUS_WIRE_VERSION,
+                            .ack = (uint8_t)b->ack,
+                            .commit_by = (uint8_t)b->commit_by,
+                            .volumes = (uint16_t)b->disk_count};
+    strcpy(h.resource, b->resource);
+    for (unsigned int i = 0; i < b->disk_count; i++) {
+        strcpy(h.name[i], b->disks[i].name);
+        h.size[i] = b->disks[i].size;
+    }
+    struct remus_hello_reply reply;
+    uint64_t session, epoch;
+    int err = b->io->random(b->io, &session, sizeof session);
+    if (!err)
+        err = remus_backup_session_begin(b, &h, session, &reply);
+    if (err)
+        return err;
+    if (b->super.role == REMUS_SUPER_BACKUP) {
+        b->expect_epoch = b->last_epoch + 1;
+        return 0;
+    }
+    err = remus_backup_copy_begin(b);
+    if (!err)
+        err = remus_backup_copy_end(b, b->last_epoch + 1);
+    if (!err)
+        err = barrier(b, NULL, 0, REMUS_CP_DISK_ONLY, &epoch);
+    if (!err)
+        err = remus_backup_commit_record(b, epoch, 1);
+    if (!err)
+        err = remus_backup_apply(b);
+    return err ? err : remus_backup_checkpoint(b);
+}
+
+int remus_test_backup_write(remus_backup *b, unsigned int volume,
+                            const void *data, uint32_t len, uint64_t offset)
+{
+    struct remus_record r = {.type = REMUS_REC_WRITE,
+                             .volume = (uint16_t)volume,
+                             .length = len,
+                             .offset = offset};
+    return feed(b, &r, data);
+}
+
+int remus_test_backup_zero(remus_backup *b, unsigned int volume,
+                           uint64_t offset, uint64_t len)
+{
+    struct remus_record r = {.type = REMUS_REC_ZERO,
+                             .volume = (uint16_t)volume,
+                             .range = len,
+                             .offset = offset};
+    return feed(b, &r, NULL);
+}
+
+int remus_test_backup_barrier(remus_backup *b, const void *tag,
+                              size_t tag_len, int flags, uint64_t *epoch)
+{
+    if (tag_len > REMUS_TAG_MAX)
+        return remus_fail(-EINVAL, "tag of %zu bytes", tag_len);
+    return barrier(b, tag, tag_len, flags, epoch);
+}
+
+int remus_test_backup_commit(remus_backup *b, uint64_t epoch)
+{
+    return remus_backup_commit_record(b, epoch, 1);
+}
+
+int remus_test_backup_apply(remus_backup *b)
+{
+    return remus_backup_apply(b);
+}
+
+int remus_test_backup_checkpoint(remus_backup *b)
+{
+    return remus_backup_checkpoint(b);
+}
+
+void remus_test_backup_abandon(remus_backup *b)
+{
+    if (b)
+        remus_backup_free(b);
+}

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Checks that both sides make of their configuration. */
+#ifndef REMUS_CONFIG_H
+#define REMUS_CONFIG_H
+
+#include "io.h"
+#include "remus.h"
+
+/* 0, or -EINVAL with a text: names, count, sizes, ack, commit_by. */
+int remus_config_check(const char *resource, const char *state_dir,
+                       const struct remus_volume *volumes,
+                       unsigned int count, int ack, int commit_by);
+/*
+ * Open a volume's disk O_RDWR, lock it against other resources and check its
+ * size.  Returns the file or -errno with a text; *size is set.
+ */
+int remus_disk_open(remus_io *io, const struct remus_volume *v,
+                    uint64_t *size);
+/* Open and lock state_dir/lock.  The file or -errno with a text. */
+int remus_state_lock(remus_io *io, const char *resource,
+                     const char *state_dir);
+
+#endif

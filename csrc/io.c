@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The system's I/O table: thin wrappers that return -errno. */
+#include "io.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static int sys_open(remus_io *io, const char *path, int flags)
+{
+    (void)io;
+    int fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0600);
+    return fd < 0 ? -errno : fd;
+}
+
+static int sys_close(remus_io *io, int file)
+{
+    (void)io;
+    return close(file) ? -errno : 0;
+}
+
+static ssize_t sys_pread(remus_io *io, int file, void *buf, size_t len,
+                         uint64_t offset)
+{
+    (void)io;
+    ssize_t n = pread(file, buf, len, (off_t)offset);
+    return n < 0 ? -errno : n;
+}
+
+static ssize_t sys_pwrite(remus_io *io, int file, const void *buf, size_t len,
+                          uint64_t offset)
+{
+    (void)io;
+    ssize_t n = pwrite(file, buf, len, (off_t)offset);
+    return n < 0 ? -errno : n;
+}
+
+/* Zeroes by hand, where neither the file system nor the device helps. */
+static int write_zeroes(remus_io *io, int file, uint64_t offset, uint64_t len)
+{
+    static const unsigned char zeroes[65536];
+    while (len) {
+        size_t n = len < sizeof zeroes ? (size_t)len : sizeof zeroes;
+        int err = remus_io_write(io, file, zeroes, n, offset);
+        if (err)
+            return err;
+        offset += n;
+        len -= n;
+    }
+    return 0;
+}
+
+static int sys_zero(remus_io *io, int file, uint64_t offset, uint64_t len)
+{
+    /* On a block device PUNCH_HOLE is a write-zeroes with unmap allowed:
+     * unlike BLKDISCARD it promises zeroes. */
+    if (fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  (off_t)offset, (off_t)len) == 0)
+        return 0;
+    if (errno != EOPNOTSUPP && errno != EINVAL && errno != ENODEV &&
+        errno != ENOSYS)
+        return -errno;
+    return write_zeroes(io, file, offset, len);
+}
+
+static int sys_fdatasync(remus_io *io, int file)
+{
+    (void)io;
+    return fdatasync(file) ? -errno : 0;
+}
+
+static int sys_writeback(remus_io *io, int file, uint64_t offset,
+                         uint64_t len)
+{
+    (void)io;
+    return sync_file_range(file, (off_t)offset, (off_t)len,
+                           SYNC_FILE_RANGE_WRITE)
+               ? -errno
+               : 0;
+}
+
+static int sys_drop_cache(remus_io *io, int file)
+{
+    (void)io;
+    return -posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
+}
+
+static int sys_size(remus_io *io, int file, uint64_t *size)
+{
+    (void)io;
+    struct stat st;
+    if (fstat(file, &st))
+        return -errno;
+    if (S_ISBLK(st.st_mode))
+        return ioctl(file, BLKGETSIZE64, size) ? -errno : 0;
+    if (!S_ISREG(st.st_mode))
+        return -ENOTBLK;
+    *size = (uint64_t)st.st_size;
+    return 0;
+}
+
+static int sys_lock(remus_io *io, int file)
+{
+    (void)io;
+    return flock(file, LOCK_EX | LOCK_NB) ? -errno : 0;
+}
+
+static int sys_mkdir(remus_io *io, const char *path)
+{
+    (void)io;
+    if (mkdir(path, 0700) && errno != EEXIST)
+        return -errno;
+    return 0;
+}
+
+static int sys_unlink(remus_io *io, const char *path)
+{
+    (void)io;
+    return unlink(path) ? -errno : 0;
+}
+
+static int sys_sync_dir(remus_io *io, const char *path)
+{
+    (void)io;
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    int err = fsync(fd) ? -errno : 0;
+    close(fd);
+    return err;
+}
+
+static uint64_t sys_now_ns(remus_io *io)
+{
+    (void)io;
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static int sys_random(remus_io *io, void *buf, size_t len)
+{
+    (void)io;
+    unsigned char *p = buf;
+    while (len) {
+        ssize_t n = getrandom(p, len, 0);
+        if (n < 0) {
+            if (errno == EINTR)
+                continue;
+            return -errno;
+        }
+        p += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+static const remus_io system_io = {
+    .open = sys_open,
+    .close = sys_close,
+    .pread = sys_pread,
+    .pwrite = sys_pwrite,
+    .zero = sys_zero,
+    .fdatasync = sys_fdatasync,
+    .writeback = sys_writeback,
+    .drop_cache = sys_drop_cache,
+    .size = sys_size,
+    .lock = sys_lock,
+    .mkdir = sys_mkdir,
+    .unlink = sys_unlink,
+    .sync_dir = sys_sync_dir,
+    .now_ns = sys_now_ns,
+    .random = sys_random,
+};
+
+remus_io *remus_io_system(void)
+{
+    /* Stateless: nothing ever writes through this pointer. */
+    return (remus_io *)(uintptr_t)&system_io;
+}
+
+ssize_t remus_io_read_upto(remus_io *io, int file, void *buf, size_t len,
+                           uint64_t offset)
+{
+    unsigned char *p = buf;
+    size_t done = 0;
+    while (done < len) {
+        ssize_t n = io->pread(io, file, p + done, len - done, offset + done);
+        if (n == -EINTR)
+            continue;
+        if (n < 0)
+            return n;
+        if (n == 0)
+            break;
+        done += (size_t)n;
+    }
+    return (ssize_t)done;
+}
+
+int remus_io_read(remus_io *io, int file, void *buf, size_t len,
+                  uint64_t offset)
+{
+    ssize_t n = remus_io_read_upto(io, file, buf, len, offset);
+    if (n < 0)
+        return (int)n;
+    return (size_t)n == len ? 0 : -EIO;
+}
+
+int remus_io_write(remus_io *io, int file, const void *buf, size_t len,
+                   uint64_t offset)
+{
+    const unsigned char *p = buf;
+    while (len) {
+        ssize_t n = io->pwrite(io, file, p, len, offset);
+        if (n == -EINTR)
+            continue;
+        if (n < 0)
+            return (int)n;
+        if (n == 0)
+            return -EIO;
+        p += n;
+        offset += (uint64_t)n;
+        len -= (size_t)n;
+    }
+    return 0;
+}

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The I/O table: every read, write and sync of journal, disks and state
+ * files, and the clock, go through it, so that tests can stop the world
+ * after any operation and lose, keep, tear or reorder what was not synced
+ * (io_sim.c).  The system's own is remus_io_system().
+ *
+ * All functions return >= 0 or -errno.  They may block.  A table may be used
+ * from many threads at once.  `file` is what open returned (>= 0).
+ */
+#ifndef REMUS_IO_H
+#define REMUS_IO_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+typedef struct remus_io remus_io;
+
+struct remus_io {
+    /* flags: O_RDWR or O_RDONLY, plus O_CREAT, O_EXCL, O_DIRECT; mode 0600.
+     * Block devices are opened too. */
+    int (*open)(remus_io *io, const char *path, int flags);
+    int (*close)(remus_io *io, int file);
+    /* May be short, like the system calls; see remus_io_read/write. */
+    ssize_t (*pread)(remus_io *io, int file, void *buf, size_t len,
+                     uint64_t offset);
+    ssize_t (*pwrite)(remus_io *io, int file, const void *buf, size_t len,
+                      uint64_t offset);
+    /* Make [offset, offset+len) read as zeroes, never changing the size. */
+    int (*zero)(remus_io *io, int file, uint64_t offset, uint64_t len);
+    int (*fdatasync)(remus_io *io, int file);
+    /* Start writing back without waiting: a hint that may do nothing. */
+    int (*writeback)(remus_io *io, int file, uint64_t offset, uint64_t len);
+    /* Forget clean cached pages, so that reads see the medium: a hint. */
+    int (*drop_cache)(remus_io *io, int file);
+    int (*size)(remus_io *io, int file, uint64_t *size);
+    /* Exclusive advisory lock of an open file; -EWOULDBLOCK if taken. */
+    int (*lock)(remus_io *io, int file);
+    int (*mkdir)(remus_io *io, const char *path); /* 0700; exists: 0 */
+    int (*unlink)(remus_io *io, const char *path);
+    int (*sync_dir)(remus_io *io, const char *path);
+    uint64_t (*now_ns)(remus_io *io);             /* CLOCK_MONOTONIC */
+    int (*random)(remus_io *io, void *buf, size_t len);
+};
+
+/* The system's own table.  Static, stateless. */
+remus_io *remus_io_system(void);
+
+/*
+ * Whole reads and writes: 0 or -errno.  A read that meets the end of the
+ * file is -EIO; remus_io_read_upto() returns what it got instead.
+ */
+int remus_io_read(remus_io *io, int file, void *buf, size_t len,
+                  uint64_t offset);
+int remus_io_write(remus_io *io, int file, const void *buf, size_t len,
+                   uint64_t offset);
+ssize_t remus_io_read_upto(remus_io *io, int file, void *buf, size_t len,
+                           uint64_t offset);
+
+#endif

@@ -1,0 +1,543 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A primary: open, close, status, and the epochs. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "config.h"
+#include "error.h"
+#include "primary_int.h"
+
+typedef unsigned long long ull;
+
+#define DEFAULT_QUEUE (64u << 20)
+#define QUEUE_LEAST (4u << 20)
+#define FIRST_LIMIT (16u << 20) /* of the queue, until a rate is known */
+#define PREALLOCATED 128        /* requests and waiters */
+
+/* ---- epochs -------------------------------------------------------------- */
+
+void remus_primary_set_state(remus_primary *p, int state, const char *reason)
+{
+    p->state = state;
+    snprintf(p->reason, sizeof p->reason, "%s", reason);
+    pthread_cond_broadcast(&p->changed);
+}
+
+int remus_primary_check_protected(remus_primary *p)
+{
+    if (p->state == REMUS_STATE_PROTECTED)
+        return 0;
+    return remus_fail(-EPROTO, "resource %s is %s: %s", p->resource,
+                      remus_state_name(p->state), p->reason);
+}
+
+struct remus_slot *remus_primary_close_epoch(remus_primary *p,
+                                             struct remus_record *r,
+                                             int flags, size_t tag_len,
+                                             int *empty, int *err)
+{
+    uint32_t length = (uint32_t)(REMUS_REC_HEADER + tag_len);
+    *r = (struct remus_record){.type = REMUS_REC_BARRIER,
+                               .flags = (uint8_t)flags,
+                               .length = (uint32_t)tag_len,
+                               .epoch = p->open_epoch,
+                               .session = p->session,
+                               .number = p->next_number};
+    uint64_t cost = remus_record_cost(r);
+    uint64_t newest_acked = p->acked ? p->acked : p->first_epoch;
+    if (p->barrier_epoch - newest_acked >= REMUS_UNACKED_MAX ||
+        !remus_sendq_fits(&p->queue, length, 1) ||
+        p->spent + cost > p->credit + p->reserve) {
+        *err = remus_fail(
+            -EAGAIN,
+            "resource %s: no barrier for epoch %llu: %llu before it have no "
+            "ack yet, newest committed is %llu, newest applied %llu: wait "
+            "for acks, and commit",
+            p->resource, (ull)p->open_epoch,
+            (ull)(p->barrier_epoch - newest_acked), (ull)p->committed,
+            (ull)p->applied);
+        return NULL;
+    }
+    *empty = p->epoch_records == 0;
+    if (!p->first_epoch)
+        p->first_epoch = p->open_epoch;
+    p->barrier_epoch = p->open_epoch++;
+    p->next_number++;
+    p->spent += cost;
+    p->epoch_records = 0;
+    p->stats.epochs++;
+    p->stats.records++;
+    p->stats.ioctl_driven = (flags & REMUS_CP_IOCTL) != 0;
+    return remus_sendq_reserve(&p->queue, length);
+}
+
+struct remus_slot *remus_primary_reserve_commit(remus_primary *p,
+                                                struct remus_record *r,
+                                                uint64_t epoch, int *err)
+{
+    *err = 0;
+    if (epoch <= p->committed)
+        return NULL;
+    if (!p->stats.connected) {
+        *err = remus_fail(-EPROTO,
+                          "resource %s: commit of epoch %llu: %s: %s",
+                          p->resource, (ull)epoch,
+                          remus_state_name(p->state), p->reason);
+        return NULL;
+    }
+    if (p->commit_by == REMUS_COMMIT_BY_BACKUP) {
+        /* It would be ignored there. */
+        p->committed = epoch;
+        return NULL;
+    }
+    if (!remus_sendq_fits(&p->queue, REMUS_REC_HEADER, 1)) {
+        *err = remus_fail(-EAGAIN, "resource %s: the send queue is full of "
+                                   "barriers and commits",
+                          p->resource);
+        return NULL;
+    }
+    *r = (struct remus_record){.type = REMUS_REC_COMMIT,
+                               .epoch = epoch,
+                               .session = p->session};
+    p->committed = epoch;
+    return remus_sendq_reserve(&p->queue, REMUS_REC_HEADER);
+}
+
+void remus_primary_send_now(remus_primary *p, struct remus_slot *slot,
+                            struct remus_record *r, const void *payload)
+{
+    remus_sendq_publish_quietly(&p->queue, slot, r, payload);
+    if (pthread_mutex_trylock(&p->queue.send_lock)) {
+        remus_sendq_wake(&p->queue);
+        return;
+    }
+    pthread_mutex_lock(&p->lock);
+    int fd = p->stats.connected ? p->fd : -1;
+    pthread_mutex_unlock(&p->lock);
+    int rc = fd < 0 ? 0 : remus_sendq_pump(&p->queue, fd);
+    pthread_mutex_unlock(&p->queue.send_lock);
+    if (rc < 0)
+        remus_primary_link_lost(p, "backup lost: send: %s",
+                                remus_errno_text(rc));
+    else if (rc > 0)
+        remus_sendq_wake(&p->queue);
+}
+
+int remus_primary_barrier(remus_primary *p, const void *tag, size_t tag_len,
+                          int flags, int need_protected, uint64_t *epoch)
+{
+    struct remus_record r;
+    struct remus_slot *slot = NULL;
+    int empty = 0;
+    pthread_mutex_lock(&p->lock);
+    int err = 0;
+    if (need_protected)
+        err = remus_primary_check_protected(p);
+    else if (!p->stats.connected)
+        err = -EPROTO;
+    if (!err)
+        slot = remus_primary_close_epoch(p, &r, flags, tag_len, &empty, &err);
+    pthread_mutex_unlock(&p->lock);
+    if (err)
+        return err;
+    *epoch = r.epoch;
+    remus_primary_send_now(p, slot, &r, tag);
+    return empty;
+}
+
+int remus_primary_postsuspend(remus_primary *p, const void *tag,
+                              size_t tag_len, uint64_t *epoch)
+{
+    if (tag_len > REMUS_TAG_MAX)
+        return remus_fail(-EINVAL,
+                          "resource %s: a tag of %zu bytes; at most %d",
+                          p->resource, tag_len, REMUS_TAG_MAX);
+    return remus_primary_barrier(p, tag, tag_len, 0, 1, epoch);
+}
+
+/* lock held */
+static int acked_or_lost(remus_primary *p, uint64_t epoch)
+{
+    if (p->first_epoch && p->acked >= epoch)
+        return 1;
+    if (!p->first_epoch || epoch > p->barrier_epoch || epoch < p->first_epoch)
+        return -EINVAL;
+    return p->stats.connected && !p->stopping ? 0 : -EPROTO;
+}
+
+int remus_primary_preresume(remus_primary *p, uint64_t epoch,
+                            int64_t timeout_ms)
+{
+    int rc = remus_primary_wait_for(p, acked_or_lost, epoch, timeout_ms);
+    if (rc > 0)
+        return 0;
+    pthread_mutex_lock(&p->lock);
+    switch (rc) {
+    case -EINVAL:
+        remus_fail(rc, "resource %s: no barrier was sent for epoch %llu",
+                   p->resource, (ull)epoch);
+        break;
+    case -ETIMEDOUT:
+        remus_fail(rc,
+                   "barrier %llu on resource %s: no ack after %lld ms; it "
+                   "may still come: wait again, or go on with a new epoch",
+                   (ull)epoch, p->resource, (long long)timeout_ms);
+        break;
+    default:
+        remus_fail(rc, "barrier %llu on resource %s: %s", (ull)epoch,
+                   p->resource, p->reason);
+        break;
+    }
+    pthread_mutex_unlock(&p->lock);
+    return rc;
+}
+
+int remus_primary_commit(remus_primary *p, uint64_t epoch)
+{
+    struct remus_record r;
+    struct remus_slot *slot = NULL;
+    int err = 0;
+    pthread_mutex_lock(&p->lock);
+    if (epoch > p->acked || epoch < p->first_epoch || !p->first_epoch)
+        err = remus_fail(-EINVAL,
+                         "resource %s: commit of epoch %llu: not acked; the "
+                         "newest acked is %llu",
+                         p->resource, (ull)epoch, (ull)p->acked);
+    else
+        slot = remus_primary_reserve_commit(p, &r, epoch, &err);
+    pthread_mutex_unlock(&p->lock);
+    if (slot)
+        remus_primary_send_now(p, slot, &r, NULL);
+    return err;
+}
+
+/* lock held */
+static int protected_or_lost(remus_primary *p, uint64_t unused)
+{
+    (void)unused;
+    if (p->state == REMUS_STATE_PROTECTED)
+        return 1;
+    return p->state == REMUS_STATE_CONNECTING ||
+                   p->state == REMUS_STATE_CATCHING_UP
+               ? 0
+               : -EPROTO;
+}
+
+int remus_primary_wait_protected(remus_primary *p, int64_t timeout_ms)
+{
+    uint64_t deadline = 0;
+    if (timeout_ms >= 0)
+        deadline = p->io->now_ns(p->io) + (uint64_t)timeout_ms * 1000000u;
+    pthread_mutex_lock(&p->lock);
+    int rc;
+    while ((rc = protected_or_lost(p, 0)) == 0) {
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        if (timeout_ms >= 0) {
+            if (p->io->now_ns(p->io) >= deadline) {
+                rc = -ETIMEDOUT;
+                break;
+            }
+            until.tv_sec = (time_t)(deadline / 1000000000u);
+            until.tv_nsec = (long)(deadline % 1000000000u);
+        } else {
+            until.tv_sec += 3600;
+        }
+        pthread_cond_timedwait(&p->changed, &p->lock, &until);
+    }
+    if (rc < 0)
+        remus_fail(rc, "resource %s is %s: %s", p->resource,
+                   remus_state_name(p->state), p->reason);
+    pthread_mutex_unlock(&p->lock);
+    return rc < 0 ? rc : 0;
+}
+
+int remus_primary_status(remus_primary *p, struct remus_status *s)
+{
+    pthread_mutex_lock(&p->lock);
+    *s = p->stats;
+    s->role = REMUS_ROLE_PRIMARY;
+    s->state = p->state;
+    s->volumes = p->volume_count;
+    snprintf(s->resource, sizeof s->resource, "%s", p->resource);
+    for (int i = 0; i < REMUS_ID_BYTES; i++)
+        snprintf(s->generation + 2 * i, 3, "%02x", p->generation[i]);
+    memcpy(s->reason, p->reason, sizeof s->reason);
+    s->open_epoch = p->open_epoch;
+    s->prepared_epoch = p->acked;
+    s->committed_epoch = p->committed;
+    s->applied_epoch = p->applied;
+    s->stable_epoch = p->stable;
+    s->queue_bytes = p->streaming ? remus_sendq_bytes(&p->queue) : 0;
+    s->queue_limit = p->queue_limit;
+    for (const struct remus_request *q = p->parked; q; q = q->next)
+        s->parked_writes++;
+    pthread_mutex_unlock(&p->lock);
+    return 0;
+}
+
+/* ---- open and close ---------------------------------------------------------- */
+
+static void preallocate(remus_primary *p)
+{
+    for (int i = 0; i < PREALLOCATED; i++) {
+        struct remus_request *q = calloc(1, sizeof *q);
+        struct remus_waiter *w = calloc(1, sizeof *w);
+        if (q) {
+            q->next = p->free_requests;
+            p->free_requests = q;
+        }
+        if (w) {
+            w->next = p->free_waiters;
+            p->free_waiters = w;
+        }
+    }
+}
+
+static void init_locks(remus_primary *p)
+{
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_mutex_init(&p->rx_lock, NULL);
+    pthread_cond_init(&p->changed, &attr);
+    pthread_cond_init(&p->park_changed, &attr);
+    pthread_cond_init(&p->rx_resume, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+static int init(remus_primary *p, const struct remus_primary_config *c)
+{
+    uint32_t queue = c->queue_bytes ? c->queue_bytes : DEFAULT_QUEUE;
+    if (queue < QUEUE_LEAST || queue % REMUS_PAGE || queue > (1u << 30))
+        return remus_fail(-EINVAL,
+                          "send queue of %u bytes: give a multiple of 4096 "
+                          "from %u to %u",
+                          queue, QUEUE_LEAST, 1u << 30);
+    p->ack = c->ack;
+    p->commit_by = c->commit_by;
+    p->max_pause_ms = c->max_pause_ms ? c->max_pause_ms : 200;
+    p->loss_ms = c->loss_ms ? c->loss_ms : 3000;
+    p->stall_ms = c->stall_ms ? c->stall_ms : 10000;
+    p->connect_ms = c->connect_ms ? c->connect_ms : 250;
+    p->queue_limit = queue < FIRST_LIMIT ? queue / 2 : FIRST_LIMIT;
+    p->resource = strdup(c->resource);
+    p->state_dir = strdup(c->state_dir);
+    p->volumes = calloc(c->volume_count, sizeof *p->volumes);
+    p->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    p->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (!p->resource || !p->state_dir || !p->volumes || p->wake < 0 ||
+        p->kick < 0)
+        return remus_fail(-ENOMEM, "out of memory or file descriptors");
+    preallocate(p);
+    int err = remus_address_parse(c->address, c->tls_off, &p->address);
+    if (!err)
+        err = remus_input_init(&p->input);
+    if (!err)
+        err = remus_sendq_init(&p->queue, queue);
+    if (!err) {
+        err = p->io->random(p->io, p->generation, REMUS_ID_BYTES);
+        if (err)
+            remus_fail(err, "random numbers: %s", remus_errno_text(err));
+    }
+    return err;
+}
+
+static int open_disks(remus_primary *p, const struct remus_primary_config *c)
+{
+    p->lock_file = remus_state_lock(p->io, p->resource, p->state_dir);
+    if (p->lock_file < 0)
+        return p->lock_file;
+    for (unsigned int i = 0; i < c->volume_count; i++) {
+        struct remus_pvolume *v = &p->volumes[i];
+        v->file = -1;
+        v->name = strdup(c->volumes[i].name);
+        v->path = strdup(c->volumes[i].path);
+        pthread_mutex_init(&v->lock, NULL);
+        p->volume_count++;
+        if (!v->name || !v->path)
+            return remus_fail(-ENOMEM, "out of memory");
+        v->file = remus_disk_open(p->io, &c->volumes[i], &v->size);
+        if (v->file < 0)
+            return v->file;
+    }
+    return remus_primary_state_load(p, &p->open_epoch);
+}
+
+static int start_threads(remus_primary *p)
+{
+    struct {
+        pthread_t *thread;
+        void *(*main)(void *);
+    } const all[] = {{&p->sender, remus_primary_sender_main},
+                     {&p->receiver, remus_primary_receiver_main},
+                     {&p->resumer, remus_primary_resumer_main},
+                     {&p->engine, remus_primary_engine_main},
+                     {&p->watch, remus_primary_watch_main}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        int err = pthread_create(all[i].thread, NULL, all[i].main, p);
+        if (err)
+            return remus_fail(-err, "start a thread: %s",
+                              remus_errno_text(err));
+        p->threads++;
+    }
+    return 0;
+}
+
+int remus_primary_open_io(const struct remus_primary_config *config,
+                          remus_io *io, remus_primary **out)
+{
+    *out = NULL;
+    int err = remus_config_check(config->resource, config->state_dir,
+                                 config->volumes, config->volume_count,
+                                 config->ack, config->commit_by);
+    if (err)
+        return err;
+    remus_primary *p = calloc(1, sizeof *p);
+    if (!p)
+        return remus_fail(-ENOMEM, "resource %s: out of memory",
+                          config->resource);
+    p->io = io;
+    p->lock_file = p->fd = p->wake = p->kick = -1;
+    p->parked_tail = &p->parked;
+    p->state = REMUS_STATE_CONNECTING;
+    snprintf(p->reason, sizeof p->reason, "no connection to the backup yet");
+    init_locks(p);
+    err = init(p, config);
+    if (!err)
+        err = open_disks(p, config);
+    if (!err)
+        err = start_threads(p);
+    if (err) {
+        remus_fail_in(err, "primary of %s", config->resource);
+        remus_primary_close(p);
+        return err;
+    }
+    *out = p;
+    return 0;
+}
+
+int remus_primary_open(const struct remus_primary_config *config,
+                       remus_primary **out)
+{
+    return remus_primary_open_io(config, remus_io_system(), out);
+}
+
+/* Let what is queued arrive, and say that we end on purpose. */
+static void say_goodbye(remus_primary *p)
+{
+    struct remus_record r = {.type = REMUS_REC_BYE};
+    pthread_mutex_lock(&p->lock);
+    struct remus_slot *slot = NULL;
+    if (p->stats.connected && remus_sendq_fits(&p->queue, REMUS_REC_HEADER, 1)) {
+        p->streaming = 0;
+        slot = remus_sendq_reserve(&p->queue, REMUS_REC_HEADER);
+        r.session = p->session;
+    }
+    pthread_mutex_unlock(&p->lock);
+    if (!slot)
+        return;
+    remus_sendq_publish(&p->queue, slot, &r, NULL);
+    uint64_t end = p->io->now_ns(p->io) + p->loss_ms * 1000000ull;
+    for (;;) {
+        pthread_mutex_lock(&p->lock);
+        int waiting = p->stats.connected && remus_sendq_bytes(&p->queue);
+        pthread_mutex_unlock(&p->lock);
+        if (!waiting || p->io->now_ns(p->io) >= end)
+            return;
+        nanosleep(&(struct timespec){0, 1000000}, NULL);
+    }
+}
+
+static void stop_threads(remus_primary *p)
+{
+    remus_primary_link_lost(p, "closed");
+    pthread_mutex_lock(&p->lock);
+    p->stopping = 1;
+    p->streaming = 0;
+    p->park_kick = 1;
+    if (p->fd >= 0)
+        shutdown(p->fd, SHUT_RDWR);
+    pthread_cond_broadcast(&p->changed);
+    pthread_cond_broadcast(&p->park_changed);
+    pthread_cond_broadcast(&p->rx_resume);
+    pthread_mutex_unlock(&p->lock);
+    uint64_t one = 1;
+    ssize_t n = write(p->wake, &one, sizeof one);
+    n = write(p->kick, &one, sizeof one);
+    (void)n; /* an eventfd takes 2^64-2 of them */
+    remus_sendq_stop(&p->queue);
+    pthread_t all[] = {p->sender, p->receiver, p->resumer, p->engine,
+                       p->watch};
+    for (int i = 0; i < p->threads; i++)
+        pthread_join(all[i], NULL);
+}
+
+static void free_primary(remus_primary *p)
+{
+    for (unsigned int i = 0; i < p->volume_count; i++) {
+        free(p->volumes[i].name);
+        free(p->volumes[i].path);
+        pthread_mutex_destroy(&p->volumes[i].lock);
+    }
+    while (p->free_requests) {
+        struct remus_request *q = p->free_requests;
+        p->free_requests = q->next;
+        free(q);
+    }
+    while (p->free_waiters) {
+        struct remus_waiter *w = p->free_waiters;
+        p->free_waiters = w->next;
+        free(w);
+    }
+    if (p->queue.slots || p->queue.ring)
+        remus_sendq_free(&p->queue);
+    remus_input_free(&p->input);
+    if (p->wake >= 0)
+        close(p->wake);
+    if (p->kick >= 0)
+        close(p->kick);
+    pthread_mutex_destroy(&p->lock);
+    pthread_mutex_destroy(&p->rx_lock);
+    pthread_cond_destroy(&p->changed);
+    pthread_cond_destroy(&p->park_changed);
+    pthread_cond_destroy(&p->rx_resume);
+    free(p->volumes);
+    free(p->resource);
+    free(p->state_dir);
+    free(p);
+}
+
+void remus_primary_close(remus_primary *p)
+{
+    if (!p)
+        return;
+    char *text = strdup(remus_last_error());
+    if (p->threads) {
+        say_goodbye(p);
+        stop_threads(p);
+        /* Numbers that were reserved and not used need no gap. */
+        remus_primary_state_store(p, p->open_epoch);
+    }
+    for (unsigned int i = 0; i < p->volume_count; i++) {
+        if (p->volumes[i].file < 0)
+            continue;
+        if (p->threads)
+            p->io->fdatasync(p->io, p->volumes[i].file);
+        p->io->close(p->io, p->volumes[i].file);
+    }
+    if (p->fd >= 0)
+        close(p->fd);
+    if (p->lock_file >= 0)
+        p->io->close(p->io, p->lock_file);
+    free_primary(p);
+    remus_fail(0, "%s", text ? text : "");
+    free(text);
+}

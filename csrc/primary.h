@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What the FUSE node needs of a primary beyond remus.h: requests that never
+ * wait.  A request that can't be finished at once is parked by the primary
+ * and finished later by one of its own threads, which then calls `done`.
+ */
+#ifndef REMUS_PRIMARY_H
+#define REMUS_PRIMARY_H
+
+#include "io.h"
+#include "remus.h"
+
+/* "Not finished: `done` will be called exactly once, from another thread
+ * (perhaps before this call returns)." */
+#define REMUS_PARKED 1
+
+/* `result`: 0 or -errno.  Must not block and must not call the primary. */
+typedef void (*remus_done_fn)(void *opaque, int result);
+
+/*
+ * Like remus_primary_pwrite and _write_zeroes.  They block for the local
+ * disk only.  Return the result (0 or -errno; `done` is not called) or
+ * REMUS_PARKED.  `buf` is copied if the request is parked.
+ */
+int remus_primary_submit_write(remus_primary *p, unsigned int volume,
+                               const void *buf, size_t len, uint64_t offset,
+                               remus_done_fn done, void *opaque);
+int remus_primary_submit_zero(remus_primary *p, unsigned int volume,
+                              uint64_t offset, uint64_t len,
+                              remus_done_fn done, void *opaque);
+
+/*
+ * The ioctls of a node, with the rules of one barrier for all volumes.
+ * send: 0, 1 (the resource's epoch was empty) or -EPROTO; never blocks.
+ * `tag` 0: none.  wait: 0, -EPROTO, or REMUS_PARKED.  commit: 0 or -EPROTO.
+ * release: a file handle that sent ioctl 20 was closed: the session ends.
+ */
+int remus_primary_ioctl_send(remus_primary *p, unsigned int volume,
+                             uint64_t tag);
+int remus_primary_ioctl_wait(remus_primary *p, unsigned int volume,
+                             remus_done_fn done, void *opaque);
+int remus_primary_ioctl_commit(remus_primary *p, unsigned int volume);
+void remus_primary_ioctl_release(remus_primary *p, unsigned int volume);
+
+unsigned int remus_primary_volume_count(remus_primary *p);
+const char *remus_primary_volume_name(remus_primary *p, unsigned int volume);
+
+/* As remus_primary_open, with an I/O table of the caller's (tests). */
+int remus_primary_open_io(const struct remus_primary_config *config,
+                          remus_io *io, remus_primary **out);
+
+#endif

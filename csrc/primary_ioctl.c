@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The ioctls of a node.  libxl sends 20 on each disk of the guest in turn,
+ * then 30 on each; all of them mean one barrier of the whole resource.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "error.h"
+#include "primary_int.h"
+
+int remus_primary_ioctl_send(remus_primary *p, unsigned int volume,
+                             uint64_t tag)
+{
+    struct remus_pvolume *v = &p->volumes[volume];
+    char text[24];
+    int len = tag ? snprintf(text, sizeof text, "%llu",
+                             (unsigned long long)tag)
+                  : 0;
+    struct remus_record commit, barrier;
+    struct remus_slot *first = NULL, *second = NULL;
+    int empty = 0;
+    pthread_mutex_lock(&p->lock);
+    int err = remus_primary_check_protected(p);
+    int join = !err && p->node_barrier && v->joined != p->node_barrier;
+    if (join) {
+        v->joined = p->node_barrier;
+        empty = p->node_empty;
+    } else if (!err) {
+        /* This interface has no commit: asking for the next checkpoint says
+         * that the one before is complete. */
+        int ignored;
+        first = remus_primary_reserve_commit(p, &commit, p->acked, &ignored);
+        second = remus_primary_close_epoch(p, &barrier, REMUS_CP_IOCTL,
+                                           (size_t)len, &empty, &err);
+        if (second) {
+            p->node_barrier = v->joined = barrier.epoch;
+            p->node_empty = empty;
+        }
+    }
+    pthread_mutex_unlock(&p->lock);
+    if (first)
+        remus_sendq_publish_quietly(&p->queue, first, &commit, NULL);
+    if (second)
+        remus_primary_send_now(p, second, &barrier, text);
+    else if (first)
+        remus_sendq_wake(&p->queue);
+    return err ? -EPROTO : empty;
+}
+
+int remus_primary_ioctl_wait(remus_primary *p, unsigned int volume,
+                             remus_done_fn done, void *opaque)
+{
+    struct remus_pvolume *v = &p->volumes[volume];
+    int result = REMUS_PARKED;
+    pthread_mutex_lock(&p->lock);
+    struct remus_waiter *w = NULL;
+    if (!v->joined || p->acked >= v->joined) {
+        result = 0;
+    } else if (!p->stats.connected) {
+        result = -EPROTO;
+    } else {
+        w = p->free_waiters;
+        if (w)
+            p->free_waiters = w->next;
+        else
+            w = malloc(sizeof *w);
+        if (!w)
+            result = -ENOMEM;
+    }
+    if (result == REMUS_PARKED) {
+        *w = (struct remus_waiter){v->joined, done, opaque, p->waiters};
+        p->waiters = w;
+        if (!p->rx_wanted) {
+            p->rx_wanted = 1;
+            pthread_cond_signal(&p->rx_resume);
+        }
+    }
+    pthread_mutex_unlock(&p->lock);
+    return result;
+}
+
+int remus_primary_ioctl_commit(remus_primary *p, unsigned int volume)
+{
+    (void)volume;
+    struct remus_record r;
+    int err = 0;
+    pthread_mutex_lock(&p->lock);
+    struct remus_slot *slot =
+        remus_primary_reserve_commit(p, &r, p->acked, &err);
+    pthread_mutex_unlock(&p->lock);
+    if (slot)
+        remus_primary_send_now(p, slot, &r, NULL);
+    return err ? -EPROTO : 0;
+}
+
+void remus_primary_ioctl_release(remus_primary *p, unsigned int volume)
+{
+    (void)volume;
+    pthread_mutex_lock(&p->lock);
+    /* The next ioctl 20 of any volume begins a new session: it must not
+     * join a barrier that is older than the writes before it. */
+    p->node_barrier = 0;
+    pthread_mutex_unlock(&p->lock);
+}
+
+unsigned int remus_primary_volume_count(remus_primary *p)
+{
+    return p->volume_count;
+}
+
+const char *remus_primary_volume_name(remus_primary *p, unsigned int volume)
+{
+    return volume < p->volume_count ? p->volumes[volume].name : NULL;
+}

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The record: the one framing of wire and journal.  docs/formats.md tells
+ * the same with a worked example.  All numbers are little-endian.
+ *
+ *   offset size
+ *    0     4   magic 0x534d4552 ("REMS")
+ *    4     1   type (enum remus_record_type)
+ *    5     1   flags (REMUS_REC_*; on RESYNC the step)
+ *    6     2   volume
+ *    8     4   salt: 0 on the wire; in a journal the segment's
+ *   12     4   length of the payload that follows
+ *   16     8   offset in the volume; BARRIER: records of the epoch
+ *   24     8   range: bytes covered; BARRIER: running CRC of the epoch
+ *   32     8   epoch
+ *   40     8   session
+ *   48     8   number of this record in the session's stream; 0: not counted
+ *   56     4   CRC32C of the payload (0 if length is 0)
+ *   60     4   CRC32C of bytes 0..59
+ *
+ * A record is valid if and only if the magic, the header CRC, the type and
+ * the length's limit are right, and then its payload's CRC.  The header is
+ * proven before the length in it is believed.
+ *
+ * Counted are WRITE and ZERO without the DIRECT flag, and BARRIER.  The
+ * running CRC of an epoch is CRC32C over the header CRC fields (4 bytes
+ * each, as on the wire, salt 0) of its counted records before the barrier.
+ *
+ * ACK, APPLIED and PING (backup to primary) carry: epoch = newest acked,
+ * offset = newest stable, range = credit (journal cost the primary may have
+ * spent in this session), number = newest counted record seen.
+ */
+#ifndef REMUS_RECORD_H
+#define REMUS_RECORD_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "remus.h"
+
+#define REMUS_REC_MAGIC 0x534d4552u
+#define REMUS_REC_HEADER 64u
+#define REMUS_REC_PAYLOAD_MAX (1u << 20)
+#define REMUS_PAGE 4096u
+#define REMUS_WIRE_VERSION 1u
+
+enum remus_record_type {
+    REMUS_REC_HELLO = 1,       /* primary: struct remus_hello */
+    REMUS_REC_HELLO_REPLY = 2, /* backup: struct remus_hello_reply */
+    REMUS_REC_WRITE = 3,       /* payload at offset */
+    REMUS_REC_ZERO = 4,        /* `range` bytes at offset become zero */
+    REMUS_REC_BARRIER = 5,     /* payload: tag; closes `epoch` */
+    REMUS_REC_ACK = 6,         /* answer to the barrier of `epoch` */
+    REMUS_REC_COMMIT = 7,      /* `epoch` and all before it are complete */
+    REMUS_REC_APPLIED = 8,     /* news of applied/stable epochs and credit */
+    REMUS_REC_RESYNC = 9,      /* step of a copy, see REMUS_RESYNC_* */
+    REMUS_REC_PING = 10,       /* alive */
+    REMUS_REC_ERROR = 11,      /* payload: text; the connection ends */
+    REMUS_REC_BYE = 12         /* the sender ends on purpose */
+};
+
+/* Flags of WRITE and ZERO. */
+#define REMUS_REC_DIRECT 1u /* part of a copy: straight to the disk */
+/* Flags of BARRIER: REMUS_CP_IOCTL, REMUS_CP_DISK_ONLY of remus.h. */
+
+/* Steps of a copy, in `flags` of RESYNC. */
+enum remus_resync_step {
+    REMUS_RESYNC_BEGIN = 1,   /* backup: durably Inconsistent from here */
+    REMUS_RESYNC_FLUSH = 2,   /* backup: sync the disks, answer FLUSHED */
+    REMUS_RESYNC_FLUSHED = 3,
+    REMUS_RESYNC_END = 4,     /* counted records follow, first `epoch` */
+    REMUS_RESYNC_DONE = 5
+};
+
+struct remus_record {
+    uint8_t type;
+    uint8_t flags;
+    uint16_t volume;
+    uint32_t salt;
+    uint32_t length;
+    uint64_t offset;
+    uint64_t range;
+    uint64_t epoch;
+    uint64_t session;
+    uint64_t number;
+    uint32_t payload_crc;
+    uint32_t header_crc; /* set by decode and encode */
+};
+
+/* Write the header with its CRC; sets r->header_crc. */
+void remus_record_encode(struct remus_record *r,
+                         unsigned char out[REMUS_REC_HEADER]);
+
+/* 0; or -EBADMSG with a text.  Proves magic, CRC, type and length. */
+int remus_record_decode(const unsigned char in[REMUS_REC_HEADER],
+                        struct remus_record *r);
+
+/* Put a salt into an encoded header and redo its CRC. */
+void remus_record_salt(unsigned char header[REMUS_REC_HEADER],
+                       uint32_t salt);
+
+/* Is this record one that numbers and barriers count? */
+int remus_record_counted(const struct remus_record *r);
+
+/* The running CRC of an epoch, one header further. */
+uint32_t remus_record_run(uint32_t run, uint32_t wire_header_crc);
+
+/*
+ * What a record costs of the journal's credit: the same sum on both sides.
+ * A barrier pays for its padding and for its commit.
+ */
+uint64_t remus_record_cost(const struct remus_record *r);
+
+/* The first words of both sides; the layout is in docs/formats.md. */
+struct remus_hello {
+    uint32_t version;
+    uint8_t ack;
+    uint8_t commit_by;
+    uint16_t volumes;
+    uint64_t next_epoch; /* the primary's lower bound */
+    unsigned char generation[REMUS_ID_BYTES];
+    char resource[REMUS_NAME_MAX + 1];
+    char name[REMUS_VOLUMES_MAX][REMUS_NAME_MAX + 1];
+    uint64_t size[REMUS_VOLUMES_MAX];
+};
+
+struct remus_hello_reply {
+    uint32_t version;
+    uint32_t max_payload;   /* of a counted record */
+    uint64_t last_epoch;    /* the highest that the backup ever saw */
+    uint64_t next_number;   /* number of the first counted record */
+    uint64_t credit;
+    uint64_t reserve;       /* credit beyond the limit, for barriers */
+    unsigned char generation[REMUS_ID_BYTES];
+};
+
+#define REMUS_HELLO_FIXED 96u
+#define REMUS_HELLO_VOLUME 72u
+#define REMUS_HELLO_MAX                                                      \
+    (REMUS_HELLO_FIXED + REMUS_HELLO_VOLUME * REMUS_VOLUMES_MAX)
+#define REMUS_HELLO_REPLY_BYTES 56u
+
+/* Returns the length written (at most REMUS_HELLO_MAX). */
+size_t remus_hello_encode(const struct remus_hello *h, unsigned char *out);
+/* 0, or -EBADMSG with a text. */
+int remus_hello_decode(const unsigned char *in, size_t len,
+                       struct remus_hello *h);
+void remus_hello_reply_encode(const struct remus_hello_reply *h,
+                              unsigned char out[REMUS_HELLO_REPLY_BYTES]);
+int remus_hello_reply_decode(const unsigned char *in, size_t len,
+                             struct remus_hello_reply *h);
+
+/* Little-endian, in one place. */
+static inline void remus_put16(unsigned char *p, uint16_t v)
+{
+    p[0] = (unsigned char)v;
+    p[1] = (unsigned char)(v >> 8);
+}
+
+static inline void remus_put32(unsigned char *p, uint32_t v)
+{
+    remus_put16(p, (uint16_t)v);
+    remus_put16(p + 2, (uint16_t)(v >> 16));
+}
+
+static inline void remus_put64(unsigned char *p, uint64_t v)
+{
+    remus_put32(p, (uint32_t)v);
+    remus_put32(p + 4, (uint32_t)(v >> 32));
+}
+
+static inline uint16_t remus_get16(const unsigned char *p)
+{
+    return (uint16_t)(p[0] | (unsigned int)p[1] << 8);
+}
+
+static inline uint32_t remus_get32(const unsigned char *p)
+{
+    return remus_get16(p) | (uint32_t)remus_get16(p + 2) << 16;
+}
+
+static inline uint64_t remus_get64(const unsigned char *p)
+{
+    return remus_get32(p) | (uint64_t)remus_get32(p + 4) << 32;
+}
+
+#endif

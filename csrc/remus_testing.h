@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * remus_testing.h - a simulated disk under the I/O table, and a backup
+ * driven record by record without a socket or a thread.  Built into the
+ * Python extension; not installed and not exported from libremus_native.
+ */
+#ifndef REMUS_TESTING_H
+#define REMUS_TESTING_H
+
+#include "io.h"
+#include "remus.h"
+
+/* cffi:begin */
+
+typedef struct remus_sim remus_sim;
+
+/* How a power loss treats writes that were not synced. */
+enum remus_sim_loss {
+    REMUS_SIM_LOSE,    /* every one is lost */
+    REMUS_SIM_KEEP,    /* every one is kept */
+    REMUS_SIM_TEAR,    /* each 512 byte sector is kept or lost by chance */
+    REMUS_SIM_REORDER  /* each write is kept or lost by chance, and kept
+                          ones take effect in a random order per sector */
+};
+
+/* A world of files in memory, with a clock that advances with each op. */
+REMUS_API int remus_sim_new(remus_sim **out);
+REMUS_API void remus_sim_free(remus_sim *sim);
+
+/* Operations of the table that were carried out so far. */
+REMUS_API uint64_t remus_sim_ops(remus_sim *sim);
+
+/*
+ * After `ops` more operations every further one fails with -EIO and changes
+ * nothing, until remus_sim_crash() or _kill().  UINT64_MAX: never.
+ */
+REMUS_API void remus_sim_stop_after(remus_sim *sim, uint64_t ops);
+
+/* The operation that comes `ops` after now fails once with -err. */
+REMUS_API void remus_sim_fail_after(remus_sim *sim, uint64_t ops, int err);
+
+/*
+ * Power loss: every file becomes what was synced, with the rest treated as
+ * `loss` says, by `seed`.  All open files and locks are gone.  A failed or
+ * lost fdatasync makes nothing durable.
+ */
+REMUS_API void remus_sim_crash(remus_sim *sim, int loss, uint64_t seed);
+
+/* The process died, the machine did not: everything written is kept. */
+REMUS_API void remus_sim_kill(remus_sim *sim);
+
+/* Make a file of `size` zero bytes, durable (a disk).  Not an operation. */
+REMUS_API int remus_sim_create(remus_sim *sim, const char *path,
+                               uint64_t size);
+/* Look at a file as a new reader would see it now.  Not an operation. */
+REMUS_API int remus_sim_read(remus_sim *sim, const char *path, void *buf,
+                             size_t len, uint64_t offset);
+/* Change a file behind everybody's back, durably.  Not an operation. */
+REMUS_API int remus_sim_poke(remus_sim *sim, const char *path,
+                             const void *buf, size_t len, uint64_t offset);
+/* The size of a file, or -ENOENT. */
+REMUS_API int64_t remus_sim_file_size(remus_sim *sim, const char *path);
+
+/* CRC32C by the table, whatever the CPU has. */
+REMUS_API uint32_t remus_crc32c_table(uint32_t crc, const void *data,
+                                      size_t len);
+
+/* As remus_backup_open, on simulated files (state_dir may be any path). */
+REMUS_API int remus_test_backup_open(const struct remus_backup_config *config,
+                                     remus_sim *sim, remus_backup **out);
+/*
+ * Begin a session as a primary's connection would, without a copy: the
+ * disks count as equal.  Sets the first epoch and number.
+ */
+REMUS_API int remus_test_backup_begin(remus_backup *b);
+/* One record into the open epoch. */
+REMUS_API int remus_test_backup_write(remus_backup *b, unsigned int volume,
+                                      const void *data, uint32_t len,
+                                      uint64_t offset);
+REMUS_API int remus_test_backup_zero(remus_backup *b, unsigned int volume,
+                                     uint64_t offset, uint64_t len);
+/* Close the open epoch.  Returns 0 once it is acked (synced if durable). */
+REMUS_API int remus_test_backup_barrier(remus_backup *b, const void *tag,
+                                        size_t tag_len, int flags,
+                                        uint64_t *epoch);
+/* A commit as it comes from the primary (not synced by itself). */
+REMUS_API int remus_test_backup_commit(remus_backup *b, uint64_t epoch);
+/* What the apply thread does: move all that is committed to the disks. */
+REMUS_API int remus_test_backup_apply(remus_backup *b);
+/* Sync the disks, store the superblock, free segments. */
+REMUS_API int remus_test_backup_checkpoint(remus_backup *b);
+/* Free the handle as a dying process would: no I/O at all. */
+REMUS_API void remus_test_backup_abandon(remus_backup *b);
+
+/* cffi:end */
+
+/* The table of a simulated disk. */
+remus_io *remus_sim_io(remus_sim *sim);
+
+#endif
