@@ -1,0 +1,729 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The replica engine: a primary and a backup in user space.
+
+`Primary` and `Backup` are the two sides (csrc/remus.h, same names), `Export`
+puts a primary's volumes into the file system as FUSE nodes, and
+`ReplicaResource` makes a primary a device of the device layer.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from ._binding import ffi, lib, milliseconds, text
+from .errors import (
+    ConfigError,
+    DeviceNotReady,
+    PhaseError,
+    RemusError,
+    StateError,
+    raise_for,
+)
+
+Ack = Literal["durable", "memory"]
+CommitBy = Literal["primary", "backup"]
+Tls = Literal["off"]
+Tag = int | str | bytes
+Buffer = bytes | bytearray | memoryview
+
+_ACKS = {"durable": 0, "memory": 1}
+_COMMIT_BY = {"primary": 0, "backup": 1}
+
+
+class State(str, enum.Enum):
+    """What a resource is doing; docs/operations.md tells what to do in each."""
+
+    CONNECTING = "Connecting"
+    CATCHING_UP = "CatchingUp"
+    PROTECTED = "Protected"
+    UNPROTECTED = "Unprotected"
+    PROMOTING = "Promoting"
+    PROMOTED = "Promoted"
+    SPLIT_BRAIN = "SplitBrain"
+    INCONSISTENT = "Inconsistent"
+    STANDBY = "Standby"
+    FAILED = "Failed"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One disk of a resource.
+
+    ``path`` is a regular file or block device of this host.  ``size`` in
+    bytes must be the file's own; None takes the file's.
+    """
+
+    name: str
+    path: str | os.PathLike[str]
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """Owner and mode of a volume's FUSE node."""
+
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o600
+
+
+@dataclass(frozen=True)
+class Status:
+    """State and counters of one side at one moment; units as in remus.h.
+
+    ``str(status)`` is one readable line.
+    """
+
+    role: str
+    state: State
+    reason: str
+    connected: bool
+    ioctl_driven: bool
+    resource: str
+    generation: str
+    volumes: int
+    open_epoch: int
+    prepared_epoch: int
+    committed_epoch: int
+    applied_epoch: int
+    stable_epoch: int
+    promoted_epoch: int
+    epochs: int
+    bytes_written: int
+    bytes_zeroed: int
+    bytes_coalesced: int
+    bytes_applied: int
+    records: int
+    queue_bytes: int
+    queue_limit: int
+    journal_bytes: int
+    journal_limit: int
+    parked_writes: int
+    stalls: int
+    resync_done: int
+    resync_total: int
+    link_changed_ns: int
+
+    def __str__(self) -> str:
+        return f"{self.role} of {self.resource}: {self.state}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that a backup can be promoted to."""
+
+    epoch: int
+    tag: bytes
+    committed: bool
+    ioctl: bool
+    disk_only: bool
+
+
+_STATUS_NUMBERS = [
+    f.name
+    for f in fields(Status)
+    if f.name
+    not in ("role", "state", "reason", "resource", "generation", "connected",
+            "ioctl_driven")
+]  # fmt: skip
+
+
+def _status(raw: Any) -> Status:
+    return Status(
+        role="primary" if raw.role == lib.REMUS_ROLE_PRIMARY else "backup",
+        state=State(text(lib.remus_state_name(raw.state))),
+        reason=text(raw.reason),
+        connected=bool(raw.connected),
+        ioctl_driven=bool(raw.ioctl_driven),
+        resource=text(raw.resource),
+        generation=text(raw.generation),
+        **{name: getattr(raw, name) for name in _STATUS_NUMBERS},
+    )
+
+
+def encode_tag(tag: Tag | None) -> bytes:
+    """A tag as the bytes that travel: a number as its decimal text.
+
+    At most 32 bytes; raises `ConfigError` for more, or for another type.
+    """
+    if tag is None:
+        return b""
+    if isinstance(tag, bool) or not isinstance(tag, int | str | bytes):
+        raise ConfigError(
+            f"tag {tag!r}: expected int, str or bytes, got {type(tag).__name__}"
+        )
+    raw = tag if isinstance(tag, bytes) else str(tag).encode()
+    if len(raw) > lib.REMUS_TAG_MAX:
+        raise ConfigError(
+            f"tag {tag!r}: {len(raw)} bytes, at most {lib.REMUS_TAG_MAX}"
+        )
+    return raw
+
+
+def _choice(name: str, value: str, table: dict[str, int]) -> int:
+    if value not in table:
+        allowed = ", ".join(f'"{key}"' for key in table)
+        raise ConfigError(f"{name}: {value!r} is not one of {allowed}")
+    return table[value]
+
+
+def _tls_off(tls: str | None) -> int:
+    if tls not in (None, "off"):
+        raise ConfigError(f'tls: {tls!r} is not one of None, "off"')
+    return int(tls == "off")
+
+
+def _number(name: str, value: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{name}: {value!r} is not a number of 0 or more")
+    if value > high:
+        raise ConfigError(f"{name}: {value} is more than {high}")
+    return value
+
+
+class _Handle:
+    """A C handle that is closed once, after the calls under way are done.
+
+    Closing while another thread is inside a call waits for that call: the C
+    library must not be left without its handle.  Calls after close raise.
+    """
+
+    _what = "handle"
+
+    def __init__(self) -> None:
+        self._cond = threading.Condition(threading.Lock())
+        self._calls = 0
+        self._raw: Any = None
+
+    def _enter(self) -> Any:
+        with self._cond:
+            if self._raw is None:
+                raise StateError(f"{self._what} is closed", errno=errno.EBADF)
+            self._calls += 1
+            return self._raw
+
+    def _leave(self) -> None:
+        with self._cond:
+            self._calls -= 1
+            if not self._calls:
+                self._cond.notify_all()
+
+    @contextmanager
+    def _call(self) -> Iterator[Any]:
+        raw = self._enter()
+        try:
+            yield raw
+        finally:
+            self._leave()
+
+    def _take(self) -> Any:
+        """The raw handle for the one who closes it; None if it was closed."""
+        with self._cond:
+            raw, self._raw = self._raw, None
+            while self._calls:
+                self._cond.wait()
+            return raw
+
+    @property
+    def closed(self) -> bool:
+        """True once close() was called."""
+        return self._raw is None
+
+
+class _Config:
+    """A C configuration with what it points to kept alive."""
+
+    def __init__(
+        self,
+        kind: str,
+        resource: str,
+        state_dir: str | os.PathLike[str],
+        volumes: Sequence[Volume],
+        ack: Ack,
+        commit_by: CommitBy,
+    ) -> None:
+        self._keep: list[Any] = []
+        self.raw = ffi.new(f"struct remus_{kind}_config *")
+        self.raw.resource = self.string("resource", resource)
+        self.raw.state_dir = self.string("state_dir", os.fspath(state_dir))
+        if not volumes:
+            raise ConfigError(f"resource {resource}: no volumes given")
+        self._volumes = ffi.new("struct remus_volume[]", len(volumes))
+        for raw, volume in zip(self._volumes, volumes, strict=True):
+            raw.name = self.string("volume name", volume.name)
+            raw.path = self.string("volume path", os.fspath(volume.path))
+            raw.size = _number("volume size", volume.size or 0, 1 << 62)
+        self.raw.volumes = self._volumes
+        self.raw.volume_count = len(volumes)
+        self.raw.ack = _choice("ack", ack, _ACKS)
+        self.raw.commit_by = _choice("commit_by", commit_by, _COMMIT_BY)
+
+    def string(self, name: str, value: str) -> Any:
+        if not isinstance(value, str) or "\0" in value:
+            raise ConfigError(f"{name}: {value!r} is not a usable text")
+        raw = ffi.new("char[]", os.fsencode(value))
+        self._keep.append(raw)
+        return raw
+
+
+class Primary(_Handle):
+    """The side where the guest runs: serves the disks and replicates them.
+
+    Opening takes the local disks exclusively and returns at once; the engine
+    connects, copies the disks and takes the first checkpoint in threads of
+    its own (`wait_protected`).  Reads and writes work from the start, from
+    any number of threads.
+
+    ``address``: "unix:/path" or, with ``tls="off"``, "tcp:127.0.0.1:PORT".
+    ``max_pause_ms``: the send queue holds at most what the link carries in
+    this time.  ``loss_ms``: silence that means the backup is lost.
+    ``stall_ms``: a write that waited so long for room ends replication.
+
+    Raises `ConfigError` for bad settings, `StateError` (errno EBUSY) if
+    another process has the state directory or a disk.
+    """
+
+    def __init__(
+        self,
+        resource: str,
+        *,
+        state_dir: str | os.PathLike[str],
+        volumes: Sequence[Volume],
+        address: str,
+        tls: Tls | None = None,
+        ack: Ack = "durable",
+        commit_by: CommitBy = "primary",
+        queue_bytes: int = 0,
+        max_pause_ms: int = 0,
+        loss_ms: int = 0,
+        stall_ms: int = 0,
+        connect_ms: int = 0,
+    ) -> None:
+        super().__init__()
+        self._what = f"primary of {resource}"
+        config = _Config("primary", resource, state_dir, volumes, ack, commit_by)
+        raw = config.raw
+        raw.address = config.string("address", address)
+        raw.tls_off = _tls_off(tls)
+        for name, value in (
+            ("queue_bytes", queue_bytes),
+            ("max_pause_ms", max_pause_ms),
+            ("loss_ms", loss_ms),
+            ("stall_ms", stall_ms),
+            ("connect_ms", connect_ms),
+        ):
+            setattr(raw, name, _number(name, value, (1 << 32) - 1))
+        out = ffi.new("remus_primary **")
+        rc = lib.remus_primary_open(raw, out)
+        if rc < 0:
+            raise_for(rc)
+        self.resource = resource
+        self._names = {volume.name: i for i, volume in enumerate(volumes)}
+        self._epoch = ffi.new("uint64_t *")  # postsuspend, under _epoch_lock
+        self._epoch_lock = threading.Lock()
+        self._raw = out[0]
+
+    def __enter__(self) -> Primary:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def volumes(self) -> tuple[str, ...]:
+        """The names of the volumes, in order."""
+        return tuple(self._names)
+
+    def _index(self, volume: int | str) -> int:
+        if isinstance(volume, str):
+            if volume not in self._names:
+                known = ", ".join(self._names)
+                raise ConfigError(
+                    f"{self._what}: no volume {volume!r}; there are {known}"
+                )
+            return self._names[volume]
+        return _number("volume", volume, (1 << 32) - 1)
+
+    def _io(self, rc: int, volume: int | str) -> None:
+        if rc < 0:
+            raise_for(rc, volume=str(volume), invalid=StateError)
+
+    def pread(self, volume: int | str, length: int, offset: int) -> bytes:
+        """Read ``length`` bytes; blocks for the local disk only."""
+        index = self._index(volume)
+        buf = ffi.new("unsigned char[]", max(1, _number("length", length, 1 << 40)))
+        with self._call() as raw:
+            rc = lib.remus_primary_pread(raw, index, buf, length, offset)
+            self._io(rc, volume)
+        return bytes(ffi.buffer(buf, length))
+
+    def pwrite(self, volume: int | str, data: Buffer, offset: int) -> None:
+        """Write ``data``; when it returns, the data is in the send queue.
+
+        Blocks for the local disk, for overlapping writes, and while queue or
+        journal have no room.  A lost backup is no error here: the guest goes
+        on.  Raises `StateError` (ENOSPC beyond the end, EIO, ...).
+        """
+        index = self._index(volume)
+        _number("offset", offset, 1 << 62)
+        with self._call() as raw:
+            view = ffi.from_buffer(data)
+            rc = lib.remus_primary_pwrite(raw, index, view, len(view), offset)
+            self._io(rc, volume)
+
+    def discard(self, volume: int | str, offset: int, length: int) -> None:
+        """Discard a range: zeroes on both sides."""
+        self.write_zeroes(volume, offset, length)
+
+    def write_zeroes(self, volume: int | str, offset: int, length: int) -> None:
+        """Make a range zero on both sides."""
+        index = self._index(volume)
+        _number("offset", offset, 1 << 62)
+        _number("length", length, 1 << 62)
+        with self._call() as raw:
+            self._io(
+                lib.remus_primary_write_zeroes(raw, index, offset, length), volume
+            )
+
+    def flush(self, volume: int | str) -> None:
+        """Sync the local disk; what a guest's fsync reaches."""
+        index = self._index(volume)
+        with self._call() as raw:
+            self._io(lib.remus_primary_flush(raw, index), volume)
+
+    def size(self, volume: int | str) -> int:
+        """The size of a volume in bytes."""
+        index = self._index(volume)
+        with self._call() as raw:
+            return int(lib.remus_primary_size(raw, index))
+
+    def wait_protected(self, timeout_s: float | None = None) -> None:
+        """Wait until checkpoints can be taken.
+
+        Raises `CheckpointTimeout`, or `ReplicationLost` if replication ended
+        (the text says why).
+        """
+        with self._call() as raw:
+            rc = lib.remus_primary_wait_protected(raw, milliseconds(timeout_s))
+            if rc < 0:
+                raise_for(rc)
+
+    def postsuspend(self, tag: Tag | None = None) -> int:
+        """Close the open epoch on every volume and return its number.
+
+        Never blocks on network or disk.  Raises `ReplicationLost` if the
+        resource is not Protected.
+        """
+        data = encode_tag(tag)
+        with self._call() as raw, self._epoch_lock:
+            rc = lib.remus_primary_postsuspend(raw, data, len(data), self._epoch)
+            if rc < 0:
+                raise_for(rc, phase="postsuspend")
+            return int(self._epoch[0])
+
+    def preresume(self, epoch: int, timeout_s: float | None = None) -> None:
+        """Return only when ``epoch`` is safe on the backup.
+
+        Raises `ReplicationLost`, or `CheckpointTimeout` (may be called
+        again).  ``timeout_s`` None waits without a limit.
+        """
+        with self._call() as raw:
+            rc = lib.remus_primary_preresume(raw, epoch, milliseconds(timeout_s))
+            if rc < 0:
+                raise_for(rc, phase="preresume", epoch=epoch, invalid=PhaseError)
+
+    def commit(self, epoch: int) -> None:
+        """Say that the whole checkpoint is complete; never blocks.
+
+        Raises `PhaseError` if ``epoch`` was not acked, `ReplicationLost`.
+        """
+        with self._call() as raw:
+            rc = lib.remus_primary_commit(raw, epoch)
+            if rc < 0:
+                raise_for(rc, phase="commit", epoch=epoch, invalid=PhaseError)
+
+    def status(self) -> Status:
+        """State and counters now."""
+        out = ffi.new("struct remus_status *")
+        with self._call() as raw:
+            lib.remus_primary_status(raw, out)
+        return _status(out)
+
+    def close(self) -> None:
+        """End replication cleanly and close the disks; idempotent.
+
+        What is queued is sent, for at most ``loss_ms``.  Waits for calls
+        that other threads are in: one in `preresume` ends with its timeout.
+        """
+        raw = self._take()
+        if raw is not None:
+            lib.remus_primary_close(raw)
+
+
+class Backup(_Handle):
+    """The side that waits: journals every epoch, applies committed ones.
+
+    Opening recovers what a crash left (blocks for disk I/O); `serve` then
+    takes a primary.  Raises `ConfigError`, or `StateError` (EBUSY: another
+    process has the state directory; EBADMSG: it belongs to something else).
+    """
+
+    def __init__(
+        self,
+        resource: str,
+        *,
+        state_dir: str | os.PathLike[str],
+        volumes: Sequence[Volume],
+        journal_dir: str | os.PathLike[str] | None = None,
+        ack: Ack = "durable",
+        commit_by: CommitBy = "primary",
+        journal_bytes: int = 0,
+        segment_bytes: int = 0,
+    ) -> None:
+        super().__init__()
+        self._what = f"backup of {resource}"
+        config = _Config("backup", resource, state_dir, volumes, ack, commit_by)
+        raw = config.raw
+        if journal_dir is not None:
+            raw.journal_dir = config.string("journal_dir", os.fspath(journal_dir))
+        raw.journal_bytes = _number("journal_bytes", journal_bytes, 1 << 62)
+        raw.segment_bytes = _number("segment_bytes", segment_bytes, 1 << 62)
+        out = ffi.new("remus_backup **")
+        rc = lib.remus_backup_open(raw, out)
+        if rc < 0:
+            raise_for(rc)
+        self.resource = resource
+        self._raw = out[0]
+
+    def __enter__(self) -> Backup:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def serve(self, address: str, *, tls: Tls | None = None, loss_ms: int = 0) -> None:
+        """Listen and serve one primary at a time, in threads of the handle."""
+        data = os.fsencode(address)
+        with self._call() as raw:
+            rc = lib.remus_backup_serve(raw, data, _tls_off(tls), loss_ms)
+            if rc < 0:
+                raise_for(rc)
+
+    def commit(self, epoch: int) -> None:
+        """Commit ``epoch`` and every prepared one before it, durably."""
+        with self._call() as raw:
+            rc = lib.remus_backup_commit(raw, _number("epoch", epoch, 1 << 63))
+            if rc < 0:
+                raise_for(rc, phase="commit", epoch=epoch, invalid=StateError)
+
+    def promote(
+        self,
+        checkpoint: int | None = None,
+        *,
+        tag: Tag | None = None,
+        force: bool = False,
+    ) -> int:
+        """Fail over to exactly one checkpoint and return its number.
+
+        Without a name: the last committed one; the last prepared one if the
+        resource is driven through ioctls, which know no commit.  Blocks for
+        disk I/O.  Raises `StateError` if there is no such checkpoint (the
+        text names what can be had) or, without ``force``, if the primary is
+        connected (EBUSY).
+        """
+        if checkpoint is not None and tag is not None:
+            raise ConfigError("promote: give a checkpoint or a tag, not both")
+        by, name, epoch = lib.REMUS_PROMOTE_DEFAULT, b"", 0
+        if tag is not None:
+            by, name = lib.REMUS_PROMOTE_TAG, encode_tag(tag)
+        elif checkpoint is not None:
+            by = lib.REMUS_PROMOTE_EPOCH
+            epoch = _number("checkpoint", checkpoint, 1 << 63)
+        out = ffi.new("uint64_t *")
+        with self._call() as raw:
+            rc = lib.remus_backup_promote(
+                raw, by, epoch, name, len(name), int(force), out
+            )
+            if rc < 0:
+                raise_for(rc, epoch=checkpoint, invalid=StateError)
+        return int(out[0])
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """What `promote` accepts, oldest first."""
+        cap = 4096
+        out = ffi.new("struct remus_checkpoint[]", cap)
+        with self._call() as raw:
+            count = lib.remus_backup_checkpoints(raw, out, cap)
+        return tuple(
+            Checkpoint(
+                epoch=cp.epoch,
+                tag=bytes(ffi.buffer(cp.tag, cp.tag_len)),
+                committed=bool(cp.flags & lib.REMUS_CP_COMMITTED),
+                ioctl=bool(cp.flags & lib.REMUS_CP_IOCTL),
+                disk_only=bool(cp.flags & lib.REMUS_CP_DISK_ONLY),
+            )
+            for cp in out[0 : min(count, cap)]
+        )
+
+    def status(self) -> Status:
+        """State and counters now."""
+        out = ffi.new("struct remus_status *")
+        with self._call() as raw:
+            lib.remus_backup_status(raw, out)
+        return _status(out)
+
+    def close(self) -> None:
+        """Stop serving, apply what is committed, sync; idempotent."""
+        raw = self._take()
+        if raw is not None:
+            lib.remus_backup_close(raw)
+
+
+class Export(_Handle):
+    """A primary's volumes as files under ``mountpoint`` (FUSE).
+
+    Each volume is a file of its size that answers the checkpoint ioctls;
+    ``status`` and ``status.json`` say what the resource does.  Needs
+    /dev/fuse and root (or fusermount3).  Close it before the primary.
+    """
+
+    def __init__(
+        self,
+        primary: Primary,
+        mountpoint: str | os.PathLike[str],
+        *,
+        nodes: Sequence[Node] | None = None,
+    ) -> None:
+        super().__init__()
+        self._what = f"export at {os.fspath(mountpoint)}"
+        self.mountpoint = os.fspath(mountpoint)
+        raw_nodes = ffi.NULL
+        if nodes is not None:
+            if len(nodes) != len(primary.volumes):
+                raise ConfigError(
+                    f"{self._what}: {len(nodes)} nodes for "
+                    f"{len(primary.volumes)} volumes"
+                )
+            raw_nodes = ffi.new("struct remus_node[]", len(nodes))
+            for raw, node in zip(raw_nodes, nodes, strict=True):
+                raw.uid, raw.gid, raw.mode = node.uid, node.gid, node.mode
+        out = ffi.new("remus_export **")
+        self._primary = primary
+        raw_primary = primary._enter()  # held until close: order is enforced
+        rc = lib.remus_export_open(
+            raw_primary, os.fsencode(self.mountpoint), raw_nodes, out
+        )
+        if rc < 0:
+            primary._leave()
+            raise_for(rc, invalid=ConfigError)
+        self._raw = out[0]
+
+    def __enter__(self) -> Export:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def path(self, volume: str) -> str:
+        """Where the node of ``volume`` is."""
+        self._primary._index(volume)
+        return os.path.join(self.mountpoint, volume)  # noqa: PTH118
+
+    @property
+    def alive(self) -> bool:
+        """False once somebody unmounted it from outside."""
+        with self._call() as raw:
+            return bool(lib.remus_export_alive(raw))
+
+    def close(self) -> None:
+        """Unmount and stop; idempotent.  Open files then fail."""
+        raw = self._take()
+        if raw is not None:
+            lib.remus_export_close(raw)
+            self._primary._leave()
+
+
+class ReplicaResource:
+    """A primary as a device of the device layer (all its volumes at once).
+
+    The order of phases is enforced: setup, then postsuspend, preresume,
+    commit again and again, then teardown.  `postsuspend` of n+1 may come
+    before `commit` of n, not before the end of `preresume` of n.  After a
+    failed preresume n is unknown: preresume may be retried, and the commit
+    of the next epoch covers it.
+    """
+
+    kind = "disk"
+
+    def __init__(
+        self, primary: Primary, *, name: str | None = None, timeout_s: float = 5.0,
+        setup_timeout_s: float = 60.0,
+    ) -> None:  # fmt: skip
+        self.name = name or primary.resource
+        self.primary = primary
+        self.timeout_s = timeout_s
+        self.setup_timeout_s = setup_timeout_s
+        self._ready = False
+        self._waiting: int | None = None  # epoch whose ack is not in
+        self._acked: int | None = None  # epoch that may be committed
+
+    def setup(self) -> None:
+        """Wait until Protected; raises `DeviceNotReady` with the reason."""
+        try:
+            self.primary.wait_protected(self.setup_timeout_s)
+        except RemusError as error:
+            raise DeviceNotReady(
+                f"resource {self.name}: {error}", errno=error.errno, phase="setup"
+            ) from error
+        self._ready = True
+        self._waiting = self._acked = None
+
+    def _check(self, phase: str) -> None:
+        if not self._ready:
+            raise PhaseError(f"resource {self.name}: {phase} before setup",
+                             phase=phase)  # fmt: skip
+
+    def postsuspend(self, tag: Tag | None = None) -> int:
+        """Close epoch n and return n."""
+        self._check("postsuspend")
+        epoch = self.primary.postsuspend(tag)
+        self._waiting = epoch
+        return epoch
+
+    def preresume(self, timeout_s: float | None = None) -> None:
+        """Wait for the ack of the epoch that postsuspend closed."""
+        self._check("preresume")
+        if self._waiting is None:
+            raise PhaseError(
+                f"resource {self.name}: preresume without a postsuspend",
+                phase="preresume",
+            )
+        self.primary.preresume(
+            self._waiting, self.timeout_s if timeout_s is None else timeout_s
+        )
+        self._acked, self._waiting = self._waiting, None
+
+    def commit(self) -> None:
+        """Commit the newest epoch whose preresume succeeded."""
+        self._check("commit")
+        if self._acked is None:
+            raise PhaseError(
+                f"resource {self.name}: commit without an acked epoch",
+                phase="commit",
+            )
+        self.primary.commit(self._acked)
+
+    def teardown(self) -> None:
+        """End the session.  The primary stays open; it is its owner's."""
+        self._ready = False
+        self._waiting = self._acked = None

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A second decoder of docs/formats.md, written from that page alone."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+PAGE = 4096
+HEADER = struct.Struct("<IBBHIIQQQQQII")
+SEGMENT = struct.Struct("<IIQIIQQQQIII12xI")
+SUPER = struct.Struct("<IIQIIQQQQQQQQ16s16sQII32sI")
+
+WRITE, ZERO, BARRIER, ACK, COMMIT = 3, 4, 5, 6, 7
+
+
+def _table() -> list[int]:
+    rows = []
+    for value in range(256):
+        for _ in range(8):
+            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+        rows.append(value)
+    return rows
+
+
+_TABLE = _table()
+
+
+def crc32c(data: bytes, crc: int = 0) -> int:
+    crc ^= 0xFFFFFFFF
+    for byte in data:
+        crc = _TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Record:
+    type: int
+    flags: int
+    volume: int
+    salt: int
+    offset: int
+    range: int
+    epoch: int
+    session: int
+    number: int
+    payload: bytes
+    wire_crc: int  # header CRC as it is with salt 0
+
+
+class Invalid(Exception):
+    """These bytes are not what the page describes."""
+
+
+def record(data: bytes) -> Record:
+    if len(data) < HEADER.size:
+        raise Invalid("short")
+    head = data[: HEADER.size]
+    (magic, kind, flags, volume, salt, length, offset, span, epoch, session,
+     number, payload_crc, header_crc) = HEADER.unpack(head)  # fmt: skip
+    if magic != int.from_bytes(b"REMS", "little") or header_crc != crc32c(head[:60]):
+        raise Invalid("header")
+    payload = data[HEADER.size : HEADER.size + length]
+    if len(payload) != length or payload_crc != (crc32c(payload) if length else 0):
+        raise Invalid("payload")
+    wire = head[:8] + bytes(4) + head[12:60]
+    return Record(
+        kind, flags, volume, salt, offset, span, epoch, session, number, payload,
+        crc32c(wire),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Segment:
+    seq: int
+    salt: int
+    prev_salt: int
+    session: int
+    first_number: int
+    prev_number: int
+    epoch: int
+    flags: int
+    size: int
+
+
+def segment(data: bytes, resource: str) -> Segment:
+    (magic, version, seq, salt, prev_salt, session, first, prev, epoch, flags,
+     size, name_crc, crc) = SEGMENT.unpack(data[: SEGMENT.size])  # fmt: skip
+    if magic != int.from_bytes(b"REMJ", "little") or version != 1:
+        raise Invalid("magic")
+    if crc != crc32c(data[:80]) or name_crc != crc32c(resource.encode()):
+        raise Invalid("crc")
+    return Segment(seq, salt, prev_salt, session, first, prev, epoch, flags, size)
+
+
+def records(data: bytes, head: Segment) -> Iterator[Record]:
+    """The valid records of one segment file."""
+    at = PAGE
+    while at + HEADER.size <= len(data):
+        try:
+            rec = record(data[at:])
+        except Invalid:
+            return
+        if rec.salt != head.salt or rec.session != head.session:
+            return
+        yield rec
+        at += HEADER.size + len(rec.payload)
+        if rec.type in (BARRIER, COMMIT):
+            at = -(-at // PAGE) * PAGE
+
+
+def running_crc(recs: list[Record]) -> int:
+    return crc32c(b"".join(rec.wire_crc.to_bytes(4, "little") for rec in recs))
+
+
+def superblock(data: bytes, resource: str) -> dict[str, int]:
+    """The valid slot with the higher sequence."""
+    best: dict[str, int] = {}
+    for slot in (data[:PAGE], data[PAGE : 2 * PAGE]):
+        fields = SUPER.unpack(slot[: SUPER.size])
+        if fields[0] != int.from_bytes(b"REMB", "little"):
+            continue
+        if fields[-1] != crc32c(slot[:168]) or fields[4] != crc32c(resource.encode()):
+            continue
+        if fields[2] > best.get("sequence", -1):
+            names = "sequence role name_crc applied base target last_epoch tail"
+            best = dict(zip(names.split(), fields[2:10], strict=True))
+    if not best:
+        raise Invalid("no valid slot")
+    return best
