@@ -383,13 +383,30 @@ static int commit_locked(remus_backup *b, uint64_t epoch)
     return err;
 }
 
+/*
+ * With commit_by = "backup" the primary's word counts only for checkpoints
+ * that its engine took by itself: no memory goes with them.  (lock held)
+ */
+static int primary_may_commit(const remus_backup *b, uint64_t epoch)
+{
+    if (b->commit_by != REMUS_COMMIT_BY_BACKUP)
+        return 1;
+    for (size_t i = 0; i < b->epoch_count; i++) {
+        const struct remus_epoch *e = b->epochs[i];
+        if (e->number > b->committed && e->number <= epoch &&
+            !(e->cp.flags & REMUS_CP_DISK_ONLY))
+            return 0;
+    }
+    return 1;
+}
+
 int remus_backup_commit_record(remus_backup *b, uint64_t epoch,
                                int from_primary)
 {
-    if (from_primary && b->commit_by == REMUS_COMMIT_BY_BACKUP)
-        return 0;
+    int err = 0;
     pthread_mutex_lock(&b->lock);
-    int err = commit_locked(b, epoch);
+    if (!from_primary || primary_may_commit(b, epoch))
+        err = commit_locked(b, epoch);
     int final = b->journal.failed;
     pthread_mutex_unlock(&b->lock);
     if (!err)

@@ -91,11 +91,6 @@ struct remus_slot *remus_primary_reserve_commit(remus_primary *p,
                           remus_state_name(p->state), p->reason);
         return NULL;
     }
-    if (p->commit_by == REMUS_COMMIT_BY_BACKUP) {
-        /* It would be ignored there. */
-        p->committed = epoch;
-        return NULL;
-    }
     if (!remus_sendq_fits(&p->queue, REMUS_REC_HEADER, 1)) {
         *err = remus_fail(-EAGAIN, "resource %s: the send queue is full of "
                                    "barriers and commits",

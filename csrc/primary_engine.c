@@ -111,7 +111,8 @@ static int greet(remus_primary *p, int fd, uint64_t session,
                  struct remus_hello_reply *reply)
 {
     int err = send_hello(p, fd, session);
-    if (err)
+    /* Who refused us without listening has told us why. */
+    if (err && err != -EPIPE)
         return err;
     pthread_mutex_lock(&p->rx_lock);
     remus_input_reset(&p->input);
@@ -354,7 +355,8 @@ static void check_silence(remus_primary *p, uint64_t now)
     int up = p->stats.connected;
     uint64_t silent_ms = (now - p->last_rx_ns) / 1000000u;
     uint64_t stalled_ms = remus_primary_oldest_wait(p, now) / 1000000u;
-    int credit = p->journaled && p->spent + REMUS_PAGE > p->credit;
+    /* Nothing but a ping is waiting to be sent: room is not what lacks. */
+    int credit = p->journaled && remus_sendq_bytes(&p->queue) < REMUS_PAGE;
     uint64_t epoch = p->open_epoch;
     pthread_mutex_unlock(&p->lock);
     if (!up)

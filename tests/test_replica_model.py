@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A state machine over a real primary and a real backup process.
+
+Whatever the order of writes, discards, phases and kills: every checkpoint
+that the backup offers holds exactly what a plain Python model held at that
+barrier, every byte of every volume, and every acked checkpoint is offered
+until a later one was committed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from backup_process import JOURNAL, SEGMENT, BackupProcess
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from remus_native import (
+    Backup,
+    PhaseError,
+    Primary,
+    State,
+    StateError,
+    Volume,
+)
+
+SIZES = {"xvda": 96 * 1024, "xvdb": 33 * 1024}
+NAMES = list(SIZES)
+
+
+class ReplicaMachine(RuleBasedStateMachine):
+    """One resource with two volumes, and its model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="remus-model-"))
+        for side in ("p", "b"):
+            (self.folder / side).mkdir()
+            for name, size in SIZES.items():
+                (self.folder / f"{side}.{name}").write_bytes(bytes(size))
+        self.address = f"unix:{self.folder}/sock"
+        self.now = {name: bytearray(size) for name, size in SIZES.items()}
+        self.snapshots: dict[int, dict[str, bytes]] = {}
+        self.tags: dict[int, bytes] = {}
+        self.closed: int | None = None  # postsuspend done, preresume not
+        self.acked: list[int] = []
+        self.committed = 0
+        self.copying = False  # the running session began with a copy
+        self.lost = False
+        self.backup: BackupProcess | None = None
+        self.primary: Primary | None = None
+
+    # -- helpers ---------------------------------------------------------------
+
+    def volumes(self, side: str, folder: Path | None = None) -> list[Volume]:
+        where = folder or self.folder
+        return [Volume(name, where / f"{side}.{name}") for name in NAMES]
+
+    def start_backup(self) -> None:
+        paths = {name: self.folder / f"b.{name}" for name in NAMES}
+        self.backup = BackupProcess(self.address, self.folder / "b", paths)
+
+    def start_primary(self) -> None:
+        self.primary = Primary(
+            "guest0",
+            state_dir=self.folder / "p",
+            volumes=self.volumes("p"),
+            address=self.address,
+        )
+        self.primary.wait_protected(timeout_s=30)
+        # The engine's first checkpoint: all that was there when it was taken.
+        base = self.primary.status().committed_epoch
+        self.snapshots[base] = self.frozen()
+        self.tags[base] = b""
+        self.committed = base
+        self.acked = []
+        self.closed = None
+        self.lost = False
+
+    def frozen(self) -> dict[str, bytes]:
+        return {name: bytes(data) for name, data in self.now.items()}
+
+    @initialize()
+    def start(self) -> None:
+        self.start_backup()
+        self.start_primary()
+
+    # -- the guest ---------------------------------------------------------------
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        at=st.integers(0, 2**20),
+        data=st.binary(min_size=1, max_size=200),
+        repeat=st.integers(1, 200),
+    )
+    def write(self, name: str, at: int, data: bytes, repeat: int) -> None:
+        data = (data * repeat)[: SIZES[name] // 2]
+        at %= SIZES[name] - len(data) + 1
+        self.primary.pwrite(name, data, at)
+        self.now[name][at : at + len(data)] = data
+        assert self.primary.pread(name, len(data), at) == data
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        at=st.integers(0, 2**20),
+        length=st.integers(1, 40000),
+    )
+    def discard(self, name: str, at: int, length: int) -> None:
+        length = min(length, SIZES[name])
+        at %= SIZES[name] - length + 1
+        self.primary.discard(name, at, length)
+        self.now[name][at : at + length] = bytes(length)
+
+    # -- the toolstack -------------------------------------------------------------
+
+    @precondition(lambda self: not self.lost)
+    @rule(tagged=st.booleans())
+    def postsuspend(self, tagged: bool) -> None:
+        tag = f"t{len(self.snapshots)}".encode() if tagged else b""
+        epoch = self.primary.postsuspend(tag)
+        assert epoch > max(self.snapshots)
+        self.snapshots[epoch] = self.frozen()
+        self.tags[epoch] = tag
+        self.closed = epoch
+
+    @precondition(lambda self: not self.lost and self.closed is not None)
+    @rule()
+    def preresume(self) -> None:
+        self.primary.preresume(self.closed, timeout_s=30)
+        self.acked.append(self.closed)
+        self.closed = None
+
+    @precondition(lambda self: not self.lost and self.acked)
+    @rule(data=st.data())
+    def commit(self, data: st.DataObject) -> None:
+        epoch = data.draw(st.sampled_from(self.acked))
+        self.primary.commit(epoch)
+        self.committed = max(self.committed, epoch)
+
+    @precondition(lambda self: not self.lost and self.closed is not None)
+    @rule()
+    def commit_too_early(self) -> None:
+        with pytest.raises(PhaseError):
+            self.primary.commit(self.closed + 1)
+
+    # -- faults ------------------------------------------------------------------------
+
+    @precondition(lambda self: not self.lost)
+    @rule()
+    def kill_backup(self) -> None:
+        self.backup.kill()
+        self.lost = True
+        self.check_all()
+
+    @precondition(lambda self: self.lost)
+    @rule()
+    def restart(self) -> None:
+        """This version does not catch up: both sides anew, with a copy."""
+        self.primary.close()
+        self.start_backup()
+        self.start_primary()
+
+    @precondition(lambda self: not self.lost)
+    @rule()
+    def look(self) -> None:
+        assert self.primary.status().state is State.PROTECTED
+
+    # -- the proof ------------------------------------------------------------------------
+
+    def open_copy(self, folder: Path) -> Backup:
+        return Backup(
+            "guest0",
+            state_dir=folder / "b",
+            volumes=self.volumes("b", folder),
+            journal_bytes=JOURNAL,
+            segment_bytes=SEGMENT,
+        )
+
+    def copy(self) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="remus-copy-"))
+        shutil.copytree(self.folder / "b", folder / "b")
+        for name in NAMES:
+            shutil.copy(self.folder / f"b.{name}", folder / f"b.{name}")
+        return folder
+
+    def check_all(self) -> None:
+        """Promote a copy of the killed backup to each checkpoint it has."""
+        folder = self.copy()
+        try:
+            with self.open_copy(folder) as backup:
+                offered = {cp.epoch: cp for cp in backup.checkpoints()}
+        finally:
+            shutil.rmtree(folder)
+        first = min(offered)
+        assert set(offered) <= set(self.snapshots)
+        # A commit is not acked: it may be lost, but never invented.
+        assert first <= self.committed
+        assert {epoch for epoch in self.acked if epoch >= first} <= set(offered)
+        for epoch, checkpoint in offered.items():
+            assert checkpoint.tag == self.tags[epoch]
+            assert checkpoint.committed == (epoch == first)
+            self.check_one(epoch)
+
+    def check_one(self, epoch: int) -> None:
+        folder = self.copy()
+        try:
+            with self.open_copy(folder) as backup:
+                with pytest.raises(StateError):
+                    backup.promote(max(self.snapshots) + 1)
+                assert backup.promote(epoch) == epoch
+                assert backup.status().state is State.PROMOTED
+            for name, want in self.snapshots[epoch].items():
+                got = (folder / f"b.{name}").read_bytes()
+                assert got == want, f"{name} differs at checkpoint {epoch}"
+        finally:
+            shutil.rmtree(folder)
+
+    def teardown(self) -> None:
+        try:
+            if self.backup is not None and not self.lost:
+                self.backup.kill()
+                self.check_all()
+        finally:
+            if self.primary is not None:
+                self.primary.close()
+            if self.backup is not None:
+                self.backup.kill()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def run(examples: int, steps: int) -> None:
+    run_state_machine_as_test(
+        ReplicaMachine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_every_checkpoint_is_exact():
+    run(15, 30)
+
+
+@pytest.mark.slow
+def test_every_checkpoint_is_exact_at_length():
+    run(150, 60)
