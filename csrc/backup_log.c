@@ -222,6 +222,10 @@ static int check_sequence(const remus_backup *b,
 {
     if (b->fenced)
         return remus_fail(-EROFS, "this backup is being promoted");
+    /* The journal may be well, but what could not be applied could not be
+     * failed over to: an ack would promise too much. */
+    if (b->failed)
+        return remus_fail(b->failed, "the backup has failed: %s", b->reason);
     if (b->copying || !b->expect_epoch)
         return remus_fail(-EBADMSG, "a counted record before the copy ended");
     if (r->session != b->session || r->number != b->next_number ||

@@ -49,6 +49,10 @@ REMUS_API void remus_sim_crash(remus_sim *sim, int loss, uint64_t seed);
 /* The process died, the machine did not: everything written is kept. */
 REMUS_API void remus_sim_kill(remus_sim *sim);
 
+/* A copy of the world without its open files: several ways can be tried
+ * from one point. */
+REMUS_API int remus_sim_clone(remus_sim *sim, remus_sim **out);
+
 /* Make a file of `size` zero bytes, durable (a disk).  Not an operation. */
 REMUS_API int remus_sim_create(remus_sim *sim, const char *path,
                                uint64_t size);
@@ -91,6 +95,10 @@ REMUS_API int remus_test_backup_apply(remus_backup *b);
 REMUS_API int remus_test_backup_checkpoint(remus_backup *b);
 /* Free the handle as a dying process would: no I/O at all. */
 REMUS_API void remus_test_backup_abandon(remus_backup *b);
+
+/* remus_drbd_open with the kind given: 1 our node, 0 a kernel device. */
+REMUS_API int remus_test_drbd_open_as(const char *path, int is_node,
+                                      remus_drbd **out);
 
 /* cffi:end */
 
