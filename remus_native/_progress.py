@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a person sees: one live line on a terminal, sizes and times in words."""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TextIO, TypeVar
+
+__all__ = [
+    "LiveLine",
+    "bytes_text",
+    "quoted",
+    "seconds_text",
+    "table",
+    "with_progress",
+]
+
+T = TypeVar("T")
+
+
+class LiveLine:
+    """One line at the bottom of a terminal that is written again and again.
+
+    Nothing is shown where nobody watches (``stream`` is no terminal), and
+    nothing in the first second: what is quick needs no progress.  Call
+    `update` as often as you like; it draws ten times a second at most.
+    `note` prints a lasting line above it, on a terminal or not.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, delay_s: float = 1.0) -> None:
+        self.stream = sys.stderr if stream is None else stream
+        self.watched = self.stream.isatty()
+        self._from = time.monotonic() + delay_s
+        self._next = self._from
+        self._drawn = False
+
+    def __enter__(self) -> LiveLine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.clear()
+
+    def due(self) -> bool:
+        """Whether `update` would draw now: asks before the text is made."""
+        return self.watched and time.monotonic() >= self._next
+
+    def update(self, text: str) -> None:
+        """Show ``text``, if somebody watches and it is time."""
+        if not self.due():
+            return
+        self._next = time.monotonic() + 0.1
+        width = shutil.get_terminal_size().columns - 1
+        self.stream.write("\r\x1b[K" + text[: max(1, width)])
+        self.stream.flush()
+        self._drawn = True
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._drawn:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+            self._drawn = False
+            self._next = 0.0
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self.clear()
+        print(text, file=self.stream, flush=True)
+
+
+def with_progress(job: Callable[[], T], text: Callable[[], str]) -> T:
+    """Do ``job`` and return its result, with a live line if it takes long.
+
+    ``job`` runs in a thread of its own while this one draws ``text()``; where
+    nobody watches it simply runs here.
+    """
+    with LiveLine() as live:
+        if not live.watched:
+            return job()
+        results: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                results.put((True, job()))
+            except BaseException as error:
+                results.put((False, error))
+
+        threading.Thread(target=work, name="remus-job", daemon=True).start()
+        while True:
+            try:
+                good, result = results.get(timeout=0.2)
+            except queue.Empty:
+                if live.due():
+                    live.update(text())
+                continue
+            if good:
+                return result  # type: ignore[no-any-return]
+            raise result
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes for a person: "512 B", "1.5 MiB"."""
+    if count < 1024:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        size /= 1024
+        if size < 1024 or unit == "TiB":
+            break
+    return f"{size:.1f} {unit}"
+
+
+def seconds_text(seconds: float) -> str:
+    """A time for a person: "0.42 ms", "12.5 ms", "3.2 s"."""
+    if seconds < 0.01:
+        return f"{seconds * 1e3:.2f} ms"
+    if seconds < 1:
+        return f"{seconds * 1e3:.1f} ms"
+    return f"{seconds:.1f} s"
+
+
+def quoted(text: str) -> str:
+    """A text as the value of a key=value line, quoted where it must be."""
+    if text and not any(c in text for c in ' "\\=\n\t'):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + escaped.replace("\n", "\\n").replace("\t", "\\t") + '"'
+
+
+def table(rows: list[tuple[str, str]], *, indent: str = "  ") -> str:
+    """Two columns, the second one aligned."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{indent}{name:<{width}}  {value}" for name, value in rows)

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The paths of a resource file: do they overlap, and what lies there.
+
+Two volumes on one disk, or a disk among the files of the state, would be
+written by two hands at once: nothing would notice until a failover.  Hence
+paths are compared as text, through symlinks, and by device and inode.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ._resource_values import SECTOR, Problems, Side
+
+if TYPE_CHECKING:
+    from .resource_file import ResourceFile
+
+__all__ = [
+    "CONTROL_SOCKET",
+    "check_disks",
+    "check_overlap",
+    "group_number",
+    "user_number",
+]
+
+CONTROL_SOCKET = "control.sock"  # in each side's state directory
+TWO_HOSTS = (
+    "; if the sides are on two hosts (the socket carried over ssh), "
+    "say same_host = false"
+)
+
+
+# ---- overlapping paths -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A path that the file names, and what it is for."""
+
+    key: str
+    path: str
+    kind: str  # "disk", "state", "journal", "mount" or "socket"
+    side: Side | None  # None: both
+
+
+def _places(resource: ResourceFile, sides: Sequence[Side]) -> Iterator[_Place]:
+    for side in sides:
+        yield _Place(f"{side}.state", resource.state(side), "state", side)
+        if side == "primary":
+            yield _Place("primary.mount", resource.primary.mount, "mount", side)
+        else:
+            yield _Place("backup.journal", resource.backup.journal, "journal", side)
+    if resource.address.startswith("unix:"):
+        yield _Place("address", resource.address[5:], "socket", None)
+    for i, volume in enumerate(resource.volumes):
+        for side in sides:
+            yield _Place(f"volume[{i}].{side}", volume.path(side), "disk", side)
+
+
+def check_overlap(
+    resource: ResourceFile,
+    problems: Problems,
+    sides: Sequence[Side],
+    *,
+    resolve: bool,
+) -> None:
+    """Refuse paths of ``sides`` that are one file or lie in each other.
+
+    ``resolve``: the paths are this host's: follow symlinks, compare inodes.
+    Otherwise they are compared as text, and each side by itself.
+    """
+    across = resource.same_host
+    places = list(_places(resource, sides))
+    real = [os.path.realpath(p.path) if resolve else p.path for p in places]
+    for k, place in enumerate(places):
+        for i in range(k):
+            earlier = places[i]
+            crossing = None not in (place.side, earlier.side) and (
+                place.side != earlier.side
+            )
+            if crossing and not across:
+                continue
+            clash = _clash(earlier, place, real[i], real[k], resolve)
+            if clash:
+                problems.add(
+                    place.key,
+                    clash,
+                    f"{place.path}, where {earlier.key} is {earlier.path}",
+                    "choose another path" + (TWO_HOSTS if crossing else ""),
+                )
+                break
+
+
+def _clash(a: _Place, b: _Place, real_a: str, real_b: str, resolve: bool) -> str | None:
+    """What was expected of two places that are too close; None if they are not."""
+    if real_a == real_b or (resolve and _same_file(a.path, b.path)):
+        if b.kind == "disk":
+            return "a disk of its own"
+        return "a path of its own"
+    for inner, outer, inner_path, outer_path in (
+        (b, a, real_b, real_a),
+        (a, b, real_a, real_b),
+    ):
+        if _inside(inner_path, outer_path) and not _may_hold(outer, inner):
+            where = "outside" if inner is b else "not around"
+            return f"a path {where} {a.key}"
+    return None
+
+
+def _may_hold(outer: _Place, inner: _Place) -> bool:
+    """Whether ``outer`` is a directory in which ``inner`` does no harm.
+
+    A state directory is a good place for its own journal, for a mount point
+    and for the socket (but see `CONTROL_SOCKET`); a mounted directory hides
+    whatever lies in it.
+    """
+    return (
+        outer.kind == "state"
+        and inner.kind in ("journal", "mount", "socket")
+        and os.path.basename(inner.path) != CONTROL_SOCKET
+        and inner.side in (outer.side, None)
+    )
+
+
+def _inside(path: str, directory: str) -> bool:
+    return path.startswith(directory.rstrip("/") + "/")
+
+
+def _same_file(a: str, b: str) -> bool:
+    try:
+        one, two = os.stat(a), os.stat(b)
+    except OSError:
+        return False
+    if stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(two.st_mode):
+        return one.st_rdev == two.st_rdev
+    return os.path.samestat(one, two)
+
+
+# ---- disks ------------------------------------------------------------------
+
+
+def check_disks(
+    resource: ResourceFile, side: Side, problems: Problems, *, create: bool
+) -> None:
+    """What `ResourceFile.check` promises about the disks of ``side``."""
+    missing: list[tuple[str, int]] = []
+    for i, volume in enumerate(resource.volumes):
+        path, key = volume.path(side), f"volume[{i}].{side}"
+        wanted, source = _expected_size(resource, i, side)
+        if create and side == "backup" and not os.path.lexists(path):
+            if wanted is not None:
+                missing.append((path, wanted))
+            else:
+                problems.add(
+                    f"volume[{i}].size",
+                    "a size, to create the image with",
+                    None,
+                    'say size = "8GiB", the size of the primary\'s disk',
+                )
+            continue
+        found = _disk_size(path, key, side, wanted, problems)
+        if found is None:
+            continue
+        if found == 0 or found % SECTOR:
+            problems.add(
+                key,
+                f"a disk of a multiple of {SECTOR} bytes",
+                f"{found} bytes in {path}",
+                "give it the size of the other side's disk",
+            )
+        elif wanted is not None and found != wanted:
+            problems.add(
+                f"volume[{i}].size",
+                f"{wanted} bytes ({source}) in {path}",
+                f"{found} bytes",
+                "correct the size in the file or replace the image: "
+                "both sides must have the same",
+            )
+    problems.raise_if_any()
+    for path, size in missing:
+        _create_image(path, size, problems)
+    problems.raise_if_any()
+
+
+def _expected_size(
+    resource: ResourceFile, i: int, side: Side
+) -> tuple[int | None, str]:
+    """The size that a disk must have, and who says so."""
+    volume = resource.volumes[i]
+    if volume.size is not None:
+        return volume.size, "configured"
+    if resource.same_host:
+        other: Side = "backup" if side == "primary" else "primary"
+        try:
+            path = volume.path(other)
+            return _size_of(path), f"the size of the {other}'s {path}"
+        except (OSError, ValueError):
+            pass
+    return None, ""
+
+
+def _size_of(path: str) -> int:
+    """The size of a disk.  OSError; ValueError if it is something else."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise ValueError("neither a regular file nor a block device")
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    finally:
+        os.close(fd)
+
+
+def _disk_size(
+    path: str, key: str, side: Side, wanted: int | None, problems: Problems
+) -> int | None:
+    try:
+        return _size_of(path)
+    except FileNotFoundError:
+        size = wanted if wanted is not None else "SIZE"
+        hint = f"create it: truncate -s {size} {path}"
+        if side == "backup":
+            hint += ", or start the backup with --create"
+        problems.add(key, f"a disk at {path}", "no such file", hint)
+    except OSError as error:
+        problems.add(
+            key,
+            f"a readable disk at {path}",
+            error.strerror or str(error),
+            "check its rights and run as the user who owns it",
+        )
+    except ValueError as error:
+        problems.add(
+            key,
+            f"a regular file or block device at {path}",
+            str(error),
+            "name the disk itself",
+        )
+    return None
+
+
+def _create_image(path: str, size: int, problems: Problems) -> None:
+    """A sparse file of ``size`` bytes, 0600.  Never an existing one."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        problems.add(
+            "--create",
+            f"to create {path}",
+            error.strerror or str(error),
+            "create the image or its directory by hand",
+        )
+        return
+    try:
+        os.ftruncate(fd, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# ---- owners ----------------------------------------------------------------
+
+
+def user_number(who: str | int, key: str, problems: Problems) -> int:
+    """The uid of a user, by name or number."""
+    return _number(who, lambda name: pwd.getpwnam(name).pw_uid, "user", key, problems)
+
+
+def group_number(who: str | int, key: str, problems: Problems) -> int:
+    """The gid of a group, by name or number."""
+    return _number(who, lambda name: grp.getgrnam(name).gr_gid, "group", key, problems)
+
+
+def _number(
+    who: str | int,
+    look_up: Callable[[str], int],
+    kind: str,
+    key: str,
+    problems: Problems,
+) -> int:
+    if isinstance(who, int):
+        return who
+    try:
+        return look_up(who)
+    except KeyError:
+        problems.add(
+            key,
+            f"a {kind} of this host",
+            f'"{who}"',
+            f"create the {kind}, or give its number",
+        )
+        return 0

@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The values of a resource file: what each key takes, and how it is refused.
+
+A converter takes what TOML gave and returns what the program uses, or raises
+`Bad` with two texts: what was expected, and what to do.  `Table` calls it,
+adds file, key and value, and goes on, so that all problems of a file are
+found at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import ipaddress
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Literal, TypeVar
+
+from .errors import ConfigError
+
+Side = Literal["primary", "backup"]
+T = TypeVar("T")
+
+UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+DURATIONS_MS = {"ms": 1, "s": 1000, "min": 60_000}
+U32_MAX = (1 << 32) - 1
+SECTOR = 512
+VOLUMES_MAX = 64
+SOCKET_PATH_MAX = 107  # bytes in sun_path, less its NUL
+SEGMENT = (64 << 10, (4 << 30) - 4096)  # bytes, at least and at most
+SEGMENTS = (4, 65536)  # of one journal
+PAGE = 4096
+NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,63}")
+RESERVED_NAMES = ("status", "status.json")  # files of the mounted directory
+
+KNOWN: dict[str, tuple[str, ...]] = {
+    "": (
+        "name",
+        "address",
+        "tls",
+        "ack",
+        "commit_by",
+        "same_host",
+        "primary",
+        "backup",
+        "limits",
+        "volume",
+    ),
+    "primary": ("state", "mount"),
+    "backup": ("state", "journal"),
+    "limits": ("journal", "segment", "queue", "max_pause", "loss", "stall"),
+    "volume": ("name", "size", "primary", "backup", "owner", "group", "mode"),
+}
+
+
+class ResourceFileError(ConfigError):
+    """The resource file is wrong.
+
+    ``problems`` holds one readable line for each thing to mend; the text of
+    the error is the first, and how many more there are.
+    """
+
+    problems: tuple[str, ...]
+
+    def __init__(self, problems: Sequence[str], **details: Any) -> None:
+        # A pickled error comes back with its text alone.
+        if isinstance(problems, str):
+            problems = (problems,)
+        more = len(problems) - 1
+        super().__init__(
+            problems[0] + (f" (and {more} more)" if more else ""), errno=errno.EINVAL
+        )
+        self.problems = tuple(problems)
+
+
+def parse_size(value: object) -> int:
+    """Bytes: a whole number, or a text such as "8GiB".  Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        match = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", str(value))
+        if not isinstance(value, str) or match is None:
+            raise ValueError("a size")
+        if (match[2] or "B") not in UNITS:
+            raise ValueError("a unit")
+        size = int(match[1]) * UNITS[match[2] or "B"]
+    if size <= 0:
+        raise ValueError("more than 0")
+    return size
+
+
+def parse_duration_ms(value: object) -> int:
+    """Milliseconds out of "50ms", "1.5s" or "2min".  Raises ValueError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min)\s*", str(value))
+    if not isinstance(value, str) or match is None:
+        raise ValueError("a duration")
+    duration = Fraction(match[1]) * DURATIONS_MS[match[2]]
+    if duration.denominator != 1 or duration <= 0:
+        raise ValueError("whole milliseconds, more than 0")
+    return int(duration)
+
+
+# ---- problems ------------------------------------------------------------
+
+
+class Problems:
+    """Collects what is wrong, in the order of the file."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.lines: list[str] = []
+
+    def add(self, key: str, expected: str, got: object, fix: str) -> None:
+        found = "nothing" if got is None else got if isinstance(got, str) else show(got)
+        self.lines.append(
+            f"{self.file}: {key}: expected {expected}, got {found}; fix: {fix}"
+        )
+
+    def raise_if_any(self) -> None:
+        if self.lines:
+            raise ResourceFileError(self.lines)
+
+
+def show(value: object) -> str:
+    """A value as the file has it, short."""
+    if isinstance(value, dict):
+        return "a table"
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except TypeError:
+        text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Bad(Exception):
+    """A value that is not what its key takes."""
+
+    def __init__(self, expected: str, fix: str) -> None:
+        super().__init__(expected)
+        self.expected = expected
+        self.fix = fix
+
+
+REQUIRED: Any = object()
+
+
+class Table:
+    """One table of the file while it is being read."""
+
+    def __init__(
+        self, values: Mapping[str, Any], kind: str, where: str, problems: Problems
+    ) -> None:
+        self.values = values
+        self.where = where
+        self.problems = problems
+        for key in values:
+            if key not in KNOWN[kind]:
+                self._unknown(key, kind)
+
+    def key(self, name: str) -> str:
+        return f"{self.where}.{name}" if self.where else name
+
+    def _unknown(self, key: str, kind: str) -> None:
+        near = difflib.get_close_matches(key, KNOWN[kind], 1)
+        homes = [k for k, keys in KNOWN.items() if key in keys]
+        if near:
+            fix = f"did you mean {near[0]}?"
+        elif homes:
+            home = {"": "the top of the file", "volume": "[[volume]]"}
+            places = " or ".join(home.get(k, f"[{k}]") for k in homes)
+            fix = f"it belongs into {places}"
+        else:
+            fix = "remove it"
+        known = ", ".join(KNOWN[kind])
+        self.problems.add(
+            self.key(key), f"one of the keys {known}", f"the unknown key {key}", fix
+        )
+
+    def take(
+        self, name: str, convert: Callable[[Any], T], default: Any = REQUIRED
+    ) -> T:
+        """The converted value; the default if it is missing.
+
+        What is returned after a problem does not matter: the file is
+        refused.
+        """
+        if name not in self.values:
+            if default is not REQUIRED:
+                return default  # type: ignore[no-any-return]
+            got = None
+        else:
+            got = self.values[name]
+        try:
+            if got is None:
+                convert(REQUIRED)  # for the words of what is expected
+                raise AssertionError(f"{name} takes anything")
+            return convert(got)
+        except Bad as bad:
+            self.problems.add(
+                self.key(name),
+                bad.expected,
+                None if got is None else show(got),
+                bad.fix if got is not None else f"add {name}: {bad.fix}",
+            )
+            return None  # type: ignore[return-value]
+
+    def table(self, name: str) -> Table:
+        value = self.values.get(name, {})
+        if not isinstance(value, dict):
+            self.problems.add(
+                self.key(name), f"a table [{name}]", value, f"write [{name}] as a table"
+            )
+            value = {}
+        return Table(value, name, self.key(name), self.problems)
+
+
+# ---- kinds of value --------------------------------------------------------
+
+
+def a_name(value: Any) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise Bad("1 to 63 characters of A-Z a-z 0-9 . _ -", "choose such a name")
+    return value
+
+
+def a_volume_name(value: Any) -> str:
+    name = a_name(value)
+    if name in RESERVED_NAMES:
+        raise Bad(
+            f"a name other than {' and '.join(RESERVED_NAMES)}",
+            "choose another: the mounted directory has files of these names",
+        )
+    return name
+
+
+def choice(*choices: str) -> Callable[[Any], Any]:
+    def convert(value: Any) -> str:
+        if value not in choices or not isinstance(value, str):
+            words = ", ".join(f'"{choice}"' for choice in choices)
+            raise Bad(f"one of {words}", "choose one of them")
+        return value
+
+    return convert
+
+
+def a_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise Bad("true or false", "write it without quotes")
+    return value
+
+
+def a_path(value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise Bad("an absolute path", "write the whole path, from / on")
+    return os.path.normpath(value)
+
+
+def a_size(value: Any) -> int:
+    try:
+        return parse_size(value)
+    except ValueError:
+        raise Bad(
+            'a size such as "8GiB"',
+            "write KiB, MiB, GiB or TiB, or a whole number of bytes",
+        ) from None
+
+
+def a_volume_size(value: Any) -> int:
+    size = a_size(value)
+    if size % SECTOR:
+        raise Bad(
+            f"a multiple of {SECTOR} bytes",
+            f"write {max(1, -(-size // SECTOR)) * SECTOR}, or what the disk has",
+        )
+    return size
+
+
+def size_between(low: int, high: int) -> Callable[[Any], int]:
+    def convert(value: Any) -> int:
+        size = a_size(value)
+        if not low <= size <= high:
+            raise Bad(f"{low} to {high} bytes", "choose a size in that range")
+        return size
+
+    return convert
+
+
+def a_segment(value: Any) -> int:
+    size = size_between(*SEGMENT)(value)
+    if size % PAGE:
+        raise Bad(f"a multiple of {PAGE} bytes", 'write "16MiB", for example')
+    return size
+
+
+def a_duration(value: Any) -> int:
+    try:
+        duration = parse_duration_ms(value)
+    except ValueError:
+        raise Bad(
+            'a duration such as "200ms" or "3s"',
+            "write a number with its unit: ms, s or min",
+        ) from None
+    if duration > U32_MAX:
+        raise Bad(f"at most {U32_MAX} ms", "choose a shorter time")
+    return duration
+
+
+def a_who(value: Any) -> str | int:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < U32_MAX:
+        return value
+    raise Bad("a name or a number", 'write a name such as "qemu", or its number')
+
+
+def a_mode(value: Any) -> int:
+    if not isinstance(value, str) or not re.fullmatch(r"0?[0-7]{3}", value):
+        raise Bad(
+            'permission bits such as "0600"', "write three octal digits, in quotes"
+        )
+    mode = int(value, 8)
+    if mode == 0:
+        raise Bad("permission bits other than 0", 'write "0600" for its owner only')
+    return mode
+
+
+def an_address(value: Any) -> str:
+    if isinstance(value, str) and value.startswith("unix:"):
+        path = value[5:]
+        if not path.startswith("/"):
+            raise Bad("unix: and an absolute path", "write the whole path, from / on")
+        if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+            raise Bad(
+                f"a socket path of at most {SOCKET_PATH_MAX} bytes",
+                "choose a shorter one, in /run for example",
+            )
+        return "unix:" + os.path.normpath(path)
+    if isinstance(value, str) and value.startswith("tcp:"):
+        host, colon, port = value[4:].rpartition(":")
+        if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise Bad("tcp:HOST:PORT", "write tcp:127.0.0.1:7790, for example")
+        return value
+    raise Bad(
+        '"unix:/path" or "tcp:HOST:PORT"',
+        'write "unix:/run/remus/guest0.sock", for example',
+    )
+
+
+def a_tls(value: Any) -> str:
+    if value != "off":
+        raise Bad(
+            '"off", because this version has no TLS',
+            "leave tls out with a unix: address; on loopback TCP say "
+            'tls = "off"; between hosts carry the Unix socket over ssh',
+        )
+    return "off"
+
+
+def is_loopback(address: str) -> bool:
+    host = address[4:].rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

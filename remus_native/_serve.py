@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The processes behind ``remus-native backup`` and ``remus-native primary``.
+
+Each opens its side, opens the control socket, says that it is ready, and
+then looks five times a second whether the state changed, until a signal or a
+``stop`` request ends it.  The main thread carries out what may block
+(promote, commit); the library's threads and the control thread do the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ._binding import lib
+from ._progress import LiveLine, bytes_text, quoted, with_progress
+from .control import ControlServer
+from .errors import StateError
+from .replica import Backup, Checkpoint, Export, Primary, State, Status
+from .resource_file import ResourceFile
+
+__all__ = [
+    "backup_of",
+    "checkpoint_object",
+    "promote_and_tell",
+    "say",
+    "serve_backup",
+    "serve_primary",
+    "stop_signals",
+]
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+POLL_S = 0.2
+
+
+def say(text: str) -> None:
+    """A line for the operator or the system's log."""
+    print(f"remus-native: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[socket.socket]:
+    """SIGTERM and SIGINT as bytes to read, instead of death.
+
+    Nothing runs in a signal handler, so nothing can be interrupted half-way.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        reader.close()
+        writer.close()
+
+
+def notify_systemd(text: str) -> None:
+    """Tell the service manager, if one started us (sd_notify's protocol)."""
+    name = os.environ.get("NOTIFY_SOCKET", "")
+    if not name.startswith(("/", "@")):
+        return
+    address = "\0" + name[1:] if name.startswith("@") else name
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with sock, contextlib.suppress(OSError):
+        sock.sendto(text.encode(), address)
+
+
+# ---- backup ------------------------------------------------------------------
+
+
+def backup_of(resource: ResourceFile) -> Backup:
+    """Open the backup side that the file describes."""
+    return Backup(
+        resource.name,
+        state_dir=resource.backup.state,
+        journal_dir=resource.backup.journal,
+        volumes=resource.volumes_of("backup"),
+        ack=resource.ack,
+        commit_by=resource.commit_by,
+        journal_bytes=resource.limits.journal,
+        segment_bytes=resource.limits.segment,
+    )
+
+
+def checkpoint_object(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint as JSON has it."""
+    return {**dataclasses.asdict(checkpoint), "tag": _tag_text(checkpoint.tag)}
+
+
+def _tag_text(tag: bytes) -> str | None:
+    return tag.decode("utf-8", "backslashreplace") if tag else None
+
+
+def promote_and_tell(
+    backup: Backup,
+    checkpoint: int | None = None,
+    tag: str | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Promote; which checkpoint it was, its tag, and how long it took."""
+    tags = {cp.epoch: cp.tag for cp in backup.checkpoints()}
+    start = time.monotonic()
+    number = backup.promote(checkpoint, tag=tag, force=force)
+    seconds = time.monotonic() - start
+    tags.update({cp.epoch: cp.tag for cp in backup.checkpoints()})
+    return {
+        "checkpoint": number,
+        "tag": _tag_text(tags.get(number, b"")),
+        "seconds": seconds,
+    }
+
+
+def serve_backup(resource: ResourceFile, *, create: bool) -> int:
+    """Be the backup of ``resource`` until a signal; the exit code."""
+    with stop_signals() as signals, contextlib.ExitStack() as stack:
+        _make_directories(resource, resource.backup.state, resource.backup.journal)
+        resource.check("backup", create=create)
+        backup = with_progress(
+            lambda: backup_of(resource),
+            lambda: (
+                f"opening the backup of {resource.name}: making or reading the "
+                f"journal ({bytes_text(resource.limits.journal)})"
+            ),
+        )
+        stack.callback(_close, backup, f"stopping the backup of {resource.name}")
+        watch = _Watch(resource, backup.status, signals)
+
+        def promote(**names: Any) -> dict[str, Any]:
+            return promote_and_tell(backup, **names)
+
+        def commit(epoch: int) -> dict[str, Any]:
+            backup.commit(epoch)
+            return {"checkpoint": epoch}
+
+        server = stack.enter_context(
+            ControlServer(
+                resource.backup.state,
+                quick={
+                    "status": lambda: dataclasses.asdict(backup.status()),
+                    "checkpoints": lambda: [
+                        checkpoint_object(cp) for cp in backup.checkpoints()
+                    ],
+                },
+                deferred={"promote": promote, "commit": commit, "stop": watch.stop},
+            )
+        )
+        if backup.status().state not in (State.PROMOTED, State.PROMOTING):
+            backup.serve(
+                resource.address, tls=resource.tls, loss_ms=resource.limits.loss_ms
+            )
+        _ready("backup", resource)
+        watch.run(server)
+        notify_systemd("STOPPING=1")
+    return 0
+
+
+# ---- primary -----------------------------------------------------------------
+
+
+def serve_primary(resource: ResourceFile) -> int:
+    """Be the primary of ``resource`` until a signal; the exit code."""
+    lib.remus_harden_process()  # before any thread is there
+    with stop_signals() as signals, contextlib.ExitStack() as stack:
+        _detach_dead_mount(resource.primary.mount)
+        _make_directories(resource, resource.primary.state, resource.primary.mount)
+        resource.check("primary")
+        nodes = resource.nodes()
+        limits = resource.limits
+        primary = Primary(
+            resource.name,
+            state_dir=resource.primary.state,
+            volumes=resource.volumes_of("primary"),
+            address=resource.address,
+            tls=resource.tls,
+            ack=resource.ack,
+            commit_by=resource.commit_by,
+            queue_bytes=limits.queue,
+            max_pause_ms=limits.max_pause_ms,
+            loss_ms=limits.loss_ms,
+            stall_ms=limits.stall_ms,
+        )
+        stack.callback(_close, primary, f"stopping the primary of {resource.name}")
+        export = Export(primary, resource.primary.mount, nodes=nodes)
+        stack.callback(export.close)
+        watch = _Watch(resource, primary.status, signals)
+        server = stack.enter_context(
+            ControlServer(
+                resource.primary.state,
+                quick={"status": lambda: dataclasses.asdict(primary.status())},
+                deferred={"stop": watch.stop},
+            )
+        )
+        _ready("primary", resource)
+        mounted = watch.run(server, alive=lambda: export.alive)
+        notify_systemd("STOPPING=1")
+    if not mounted:
+        say(
+            f"{resource.primary.mount} was unmounted by somebody else: "
+            f"the disks of {resource.name} are not served any more"
+        )
+        return 1
+    return 0
+
+
+def _detach_dead_mount(mount: str) -> None:
+    """Take away what a primary that was killed left at our mount point."""
+    try:
+        os.stat(mount)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            return
+        say(f"{mount}: detaching the mount of a primary that was killed")
+        detach(mount)
+
+
+def detach(mount: str) -> None:
+    """Unmount, also what is dead or busy; errors are left to who comes next."""
+    for command in (["umount", "-l", mount], ["fusermount3", "-u", "-z", mount]):
+        with contextlib.suppress(OSError):
+            done = subprocess.run(
+                command, capture_output=True, stdin=subprocess.DEVNULL, check=False
+            )
+            if done.returncode == 0:
+                return
+
+
+# ---- both --------------------------------------------------------------------
+
+
+def _make_directories(resource: ResourceFile, *paths: str) -> None:
+    if resource.address.startswith("unix:"):
+        paths = (*paths, os.path.dirname(resource.address[5:]))
+    for path in paths:
+        try:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StateError(
+                f"create the directory {path}: {error.strerror}", errno=error.errno
+            ) from error
+
+
+def _ready(side: str, resource: ResourceFile) -> None:
+    say(f"{side} of {resource.name} ready")
+    notify_systemd("READY=1")
+
+
+def _close(side: Primary | Backup, text: str) -> None:
+    with_progress(side.close, lambda: text)
+
+
+class _Watch:
+    """The main thread's loop: deferred requests, signals, state changes."""
+
+    def __init__(
+        self,
+        resource: ResourceFile,
+        status: Callable[[], Status],
+        signals: socket.socket,
+    ) -> None:
+        self._resource = resource
+        self._status = status
+        self._signals = signals
+        self._stopped = False
+        self._last: Status | None = None
+
+    def stop(self) -> dict[str, Any]:
+        """End `run` (the control request of that name)."""
+        self._stopped = True
+        return {}
+
+    def run(
+        self, server: ControlServer, *, alive: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Until a signal or `stop`: True.  Until ``alive`` denies: False."""
+        with selectors.DefaultSelector() as selector, LiveLine() as live:
+            selector.register(self._signals, selectors.EVENT_READ)
+            selector.register(server, selectors.EVENT_READ)
+            while not self._stopped:
+                self._report(live)
+                ready = {key.fileobj for key, _ in selector.select(POLL_S)}
+                if self._signals in ready:
+                    return True
+                if server in ready:
+                    server.run_pending()
+                if not alive():
+                    return False
+        return True
+
+    def _report(self, live: LiveLine) -> None:
+        """An event line if the state changed; progress of the first copy."""
+        now, last = self._status(), self._last
+        self._last = now
+        if (
+            last is None
+            or (now.state, now.connected) != (last.state, last.connected)
+        ):  # fmt: skip
+            old = "-" if last is None else str(last.state)
+            live.note(
+                f"remus-native: event=state resource={self._resource.name} "
+                f"role={now.role} old={old} new={now.state} "
+                f"connected={int(now.connected)} reason={quoted(now.reason)}"
+            )
+        if now.state is State.CATCHING_UP and now.resync_total:
+            live.update(
+                f"copying {self._resource.name}: {bytes_text(now.resync_done)} of "
+                f"{bytes_text(now.resync_total)} "
+                f"({100 * now.resync_done // now.resync_total} %)"
+            )
+        else:
+            live.clear()
