@@ -802,10 +802,6 @@ void remus_export_close(remus_export *e)
 {
     if (!e)
         return;
-    /* Off the tree first, so that nothing new is opened; with files still
-     * open the connection lives on until it is closed below. */
-    if (geteuid() == 0)
-        umount2(e->mountpoint, MNT_DETACH);
     for (int i = 0; i < e->running; i++)
         pthread_cancel(e->threads[i]);
     for (int i = 0; i < e->running; i++)
@@ -813,9 +809,11 @@ void remus_export_close(remus_export *e)
     if (!drain(e)) {
         /* The primary still holds requests of this session and will answer
          * them: what they need must stay. */
-        fuse_session_unmount(e->se);
+        umount2(e->mountpoint, MNT_DETACH);
         return;
     }
+    /* Closes the connection, which ends requests that nobody reads any more
+     * and files that are still open, and takes it off the tree. */
     fuse_session_unmount(e->se);
     fuse_session_destroy(e->se);
     free_export(e);

@@ -159,8 +159,8 @@ class _Stage:
     def start(self) -> None:
         """Images, resource file, backup, primary; until Protected."""
         for image in ("primary.img", "backup.img"):
-            with open(self._path(image), "xb") as file:
-                file.truncate(self.settings.size)
+            with open(self._path(image), "xb") as disk:
+                disk.truncate(self.settings.size)
         with open(self.file, "x", encoding="utf-8") as file:
             file.write(
                 RESOURCE_FILE.format(
@@ -204,7 +204,11 @@ class _Stage:
             device = run([*base, "--direct-io=on", path])
         except StateError:
             device = run([*base, path])
-        return device, _Once(self.stack, lambda: quietly(["losetup", "-d", device]))
+
+        def drop() -> None:
+            quietly(["losetup", "-d", device])
+
+        return device, _Once(self.stack, drop)
 
     def _mount(self, device: str, directory: str) -> _Once:
         os.makedirs(directory, exist_ok=True)

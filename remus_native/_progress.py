@@ -122,12 +122,10 @@ def bytes_text(count: int) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A time for a person: "0.42 ms", "12.5 ms", "3.2 s"."""
-    if seconds < 0.01:
-        return f"{seconds * 1e3:.2f} ms"
-    if seconds < 1:
-        return f"{seconds * 1e3:.1f} ms"
-    return f"{seconds:.1f} s"
+    """A time for a person: "0.42 ms", "25 ms", "3.2 s"."""
+    if seconds < 0.9995:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds:.1f} s" if seconds % 1 else f"{seconds:.0f} s"
 
 
 def quoted(text: str) -> str:

@@ -13,7 +13,7 @@ import os
 import pwd
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ._resource_values import SECTOR, Problems, Side
@@ -47,6 +47,12 @@ class _Place:
     path: str
     kind: str  # "disk", "state", "journal", "mount" or "socket"
     side: Side | None  # None: both
+    real: str = ""  # where the path leads, without symlinks
+    identity: tuple[int, ...] | None = None  # of the file or device, if known
+
+    def __post_init__(self) -> None:
+        if not self.real:
+            object.__setattr__(self, "real", self.path)
 
 
 def _places(resource: ResourceFile, sides: Sequence[Side]) -> Iterator[_Place]:
@@ -76,17 +82,15 @@ def check_overlap(
     Otherwise they are compared as text, and each side by itself.
     """
     across = resource.same_host
-    places = list(_places(resource, sides))
-    real = [os.path.realpath(p.path) if resolve else p.path for p in places]
-    for k, place in enumerate(places):
-        for i in range(k):
-            earlier = places[i]
+    seen: list[_Place] = []
+    for place in _places(resource, sides):
+        if resolve:
+            place = _resolved(place)
+        for earlier in seen:
             crossing = None not in (place.side, earlier.side) and (
                 place.side != earlier.side
             )
-            if crossing and not across:
-                continue
-            clash = _clash(earlier, place, real[i], real[k], resolve)
+            clash = None if crossing and not across else _clash(earlier, place)
             if clash:
                 problems.add(
                     place.key,
@@ -95,19 +99,35 @@ def check_overlap(
                     "choose another path" + (TWO_HOSTS if crossing else ""),
                 )
                 break
+        seen.append(place)
 
 
-def _clash(a: _Place, b: _Place, real_a: str, real_b: str, resolve: bool) -> str | None:
+def _resolved(place: _Place) -> _Place:
+    """With what this host says about the path.
+
+    A mount point itself is never looked at: a primary that hangs would hold
+    up whoever asks, ``status`` too.
+    """
+    if place.kind == "mount":
+        parent, name = os.path.split(place.path)
+        return replace(place, real=os.path.join(os.path.realpath(parent), name))
+    try:
+        found = os.stat(place.path)
+    except OSError:
+        identity = None
+    else:
+        disk = stat.S_ISBLK(found.st_mode)
+        identity = (found.st_rdev,) if disk else (found.st_dev, found.st_ino)
+    return replace(place, real=os.path.realpath(place.path), identity=identity)
+
+
+def _clash(a: _Place, b: _Place) -> str | None:
     """What was expected of two places that are too close; None if they are not."""
-    if real_a == real_b or (resolve and _same_file(a.path, b.path)):
-        if b.kind == "disk":
-            return "a disk of its own"
-        return "a path of its own"
-    for inner, outer, inner_path, outer_path in (
-        (b, a, real_b, real_a),
-        (a, b, real_a, real_b),
-    ):
-        if _inside(inner_path, outer_path) and not _may_hold(outer, inner):
+    same = a.identity is not None and a.identity == b.identity
+    if same or a.real == b.real:
+        return "a disk of its own" if b.kind == "disk" else "a path of its own"
+    for inner, outer in ((b, a), (a, b)):
+        if _inside(inner.real, outer.real) and not _may_hold(outer, inner):
             where = "outside" if inner is b else "not around"
             return f"a path {where} {a.key}"
     return None
@@ -130,16 +150,6 @@ def _may_hold(outer: _Place, inner: _Place) -> bool:
 
 def _inside(path: str, directory: str) -> bool:
     return path.startswith(directory.rstrip("/") + "/")
-
-
-def _same_file(a: str, b: str) -> bool:
-    try:
-        one, two = os.stat(a), os.stat(b)
-    except OSError:
-        return False
-    if stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(two.st_mode):
-        return one.st_rdev == two.st_rdev
-    return os.path.samestat(one, two)
 
 
 # ---- disks ------------------------------------------------------------------

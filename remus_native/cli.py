@@ -16,21 +16,16 @@ import contextlib
 import dataclasses
 import json
 import os
-import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from . import _run as run
 from . import _serve, control
-from ._progress import LiveLine, bytes_text, seconds_text, table, with_progress
+from ._progress import bytes_text, seconds_text, table, with_progress
 from ._version import __version__
-from .checkpointer import Checkpointer, EpochStats
 from .control import NotRunning
-from .devices import CheckpointDevices
-from .drbd import DrbdDisk
 from .errors import ConfigError, DeviceErrors, RemusError, ReplicationLost
-from .guests import NullGuest, QmpGuest
 from .replica import Backup, State
 from .resource_file import (
     ResourceFile,
@@ -57,7 +52,6 @@ GOOD_STATES = {
     "primary": {State.PROTECTED},
     "backup": {State.PROTECTED, State.STANDBY, State.PROMOTED},
 }
-HISTORY = 1 << 16  # checkpoints that the summary of `run` looks back on
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +91,7 @@ def _code_of(error: Exception) -> int:
     return FAILED
 
 
-# ---- backup, primary, demo ----------------------------------------------------
+# ---- backup, primary, run, demo ----------------------------------------------------
 
 
 def _backup(arguments: argparse.Namespace) -> int:
@@ -106,6 +100,17 @@ def _backup(arguments: argparse.Namespace) -> int:
 
 def _primary(arguments: argparse.Namespace) -> int:
     return _serve.serve_primary(load(arguments.file))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    return run.run(
+        load(arguments.file),
+        interval_s=arguments.interval,
+        timeout_s=arguments.timeout,
+        qmp=arguments.qmp,
+        count=arguments.count,
+        duration_s=arguments.duration,
+    )
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -299,102 +304,6 @@ def _commit(arguments: argparse.Namespace) -> int:
     return OK
 
 
-# ---- run --------------------------------------------------------------------------
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    resource = load(arguments.file)
-    nodes = [os.path.join(resource.primary.mount, v.name) for v in resource.volumes]
-    if not all(os.path.exists(node) for node in nodes):
-        raise NotRunning(
-            f"{resource.primary.mount} has no node {resource.volumes[0].name}: "
-            f"start it first: remus-native primary {arguments.file}"
-        )
-    with contextlib.ExitStack() as stack:
-        guest: NullGuest | QmpGuest = NullGuest()
-        if arguments.qmp:
-            guest = stack.enter_context(QmpGuest(arguments.qmp))
-        live = stack.enter_context(LiveLine())
-        # The context sets the devices up, whatever ends the loop.
-        devices = stack.enter_context(CheckpointDevices(map(DrbdDisk, nodes)))
-        checkpointer = Checkpointer(
-            devices,
-            guest,
-            interval_s=arguments.interval,
-            timeout_s=arguments.timeout,
-            on_checkpoint=lambda stats: _show(live, checkpointer, stats),
-            history=HISTORY,
-        )
-        stack.enter_context(_stop_on_signal(checkpointer.stop))
-        live.note(_run_text(resource, arguments))
-        try:
-            checkpointer.run(count=arguments.count, duration_s=arguments.duration)
-        finally:
-            live.clear()
-            print(_summary(checkpointer), flush=True)
-    return OK
-
-
-def _run_text(resource: ResourceFile, arguments: argparse.Namespace) -> str:
-    guest = (
-        f"the QEMU at {arguments.qmp}; no memory is copied: a failover is a cold "
-        "boot from the disks of a checkpoint"
-        if arguments.qmp
-        else "no guest to suspend: each checkpoint is a crash-consistent cut"
-    )
-    return (
-        f"remus-native: checkpoints of {resource.name} every "
-        f"{seconds_text(arguments.interval)}; {guest}"
-    )
-
-
-def _show(live: LiveLine, checkpointer: Checkpointer, stats: EpochStats) -> None:
-    if live.due():
-        recent = checkpointer.history[-40:]
-        mean = sum(each.pause_s for each in recent) / len(recent)
-        live.update(
-            f"checkpoint {stats.number}  pause {seconds_text(stats.pause_s)} "
-            f"(mean of {len(recent)}: {seconds_text(mean)})"
-        )
-
-
-def _summary(checkpointer: Checkpointer) -> str:
-    s = checkpointer.statistics()
-    if not s.checkpoints:
-        return "no checkpoint was taken"
-    rows = [
-        ("checkpoints", f"{s.checkpoints}, {s.late} late for their interval"),
-        ("pause median", seconds_text(s.pause_median_s)),
-        ("pause p99", seconds_text(s.pause_p99_s)),
-        ("pause max", seconds_text(s.pause_max_s)),
-        ("wait for ack median", seconds_text(s.preresume_median_s)),
-        ("wait for ack p99", seconds_text(s.preresume_p99_s)),
-    ]
-    if s.kept < s.checkpoints:
-        rows.append(("times are of", f"the last {s.kept} checkpoints"))
-    if s.lost:
-        rows.append(("lost", s.lost))
-    return table(rows, indent="")
-
-
-@contextlib.contextmanager
-def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` on SIGTERM or SIGINT, in a thread: it may take a lock."""
-    with _serve.stop_signals() as signals:
-
-        def wait() -> None:
-            if signals.recv(1):  # nothing: the end of the context
-                stop()
-
-        thread = threading.Thread(target=wait, name="remus-signals", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            signals.shutdown(socket.SHUT_RDWR)
-            thread.join()
-
-
 # ---- arguments --------------------------------------------------------------------
 
 
@@ -405,7 +314,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message}\n{self.format_usage()}")
 
 
-def duration_s(text: str) -> float:
+def duration(text: str) -> float:
     """An argument such as "50ms" or "10s"."""
     try:
         return parse_duration_ms(text) / 1000
@@ -510,7 +419,7 @@ def _add_run(commands: Any) -> None:
     )
     parser.add_argument(
         "--interval",
-        type=duration_s,
+        type=duration,
         default=0.05,
         metavar="TIME",
         help="from one checkpoint's start to the next one's (default: 50ms)",
@@ -520,14 +429,14 @@ def _add_run(commands: Any) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=duration_s,
+        type=duration,
         default=5.0,
         metavar="TIME",
         help="how long to wait for the backup's ack (default: 5s)",
     )
     parser.add_argument("--count", type=count, metavar="N", help="end after N")
     parser.add_argument(
-        "--duration", type=duration_s, metavar="TIME", help="end after this time"
+        "--duration", type=duration, metavar="TIME", help="end after this time"
     )
 
 
