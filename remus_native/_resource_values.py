@@ -165,13 +165,14 @@ class Table:
 
     def _unknown(self, key: str, kind: str) -> None:
         near = difflib.get_close_matches(key, KNOWN[kind], 1)
-        homes = [k for k, keys in KNOWN.items() if key in keys]
+        anywhere = difflib.get_close_matches(key, sum(KNOWN.values(), ()), 1)
         if near:
             fix = f"did you mean {near[0]}?"
-        elif homes:
+        elif anywhere:
             home = {"": "the top of the file", "volume": "[[volume]]"}
+            homes = [k for k, keys in KNOWN.items() if anywhere[0] in keys]
             places = " or ".join(home.get(k, f"[{k}]") for k in homes)
-            fix = f"it belongs into {places}"
+            fix = f"{anywhere[0]} belongs into {places}"
         else:
             fix = "remove it"
         known = ", ".join(KNOWN[kind])

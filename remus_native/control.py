@@ -155,7 +155,10 @@ class ControlServer:
         """Send the answers that are ready, stop, remove the socket file.
 
         Deferred requests that nobody ran are answered with an error.
+        Idempotent.
         """
+        if self._stop:
+            return
         while True:
             try:
                 job = self._jobs.get_nowait()

@@ -90,7 +90,7 @@ class DrbdDisk:
         if self._raw is not None:
             raise PhaseError(f"device {self.name}: setup twice", phase="setup")
         if self.probe is not None:
-            self._run_probe()
+            self._run_probe(self.probe)
         out = ffi.new("remus_drbd **")
         rc = lib.remus_drbd_open(os.fsencode(self.path), out)
         if rc == -errno.ENXIO:
@@ -105,10 +105,10 @@ class DrbdDisk:
         self._raw = out[0]
         self._waiting = self._acked = self._empty = False
 
-    def _run_probe(self) -> None:
+    def _run_probe(self, probe: str) -> None:
         try:
             result = subprocess.run(
-                [self.probe, self.path],
+                [probe, self.path],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -117,13 +117,13 @@ class DrbdDisk:
             )
         except subprocess.TimeoutExpired:
             raise CheckpointTimeout(
-                f"device {self.name}: {self.probe} did not end in {PROBE_LIMIT_S} s",
+                f"device {self.name}: {probe} did not end in {PROBE_LIMIT_S} s",
                 volume=self.name,
                 phase="setup",
             ) from None
         except OSError as error:
             raise StateError(
-                f"device {self.name}: probe {self.probe}: {error.strerror}",
+                f"device {self.name}: probe {probe}: {error.strerror}",
                 errno=error.errno,
                 volume=self.name,
                 phase="setup",

@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""DrbdDisk and csrc/drbd.c against a node that fails in every way.
+
+The node (tests/c/ioctl_node.c) is a real FUSE file, so every call here is a
+real ioctl(2).  `kernel` devices are that same file opened with a kernel
+device's rules, which differ: no commit, and a failed wait is for good.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remus_native import (
+    CheckpointTimeout,
+    ConfigError,
+    DeviceNotReady,
+    DeviceNotSupported,
+    DrbdDisk,
+    NotProtocolD,
+    PhaseError,
+    ReplicationLost,
+    StateError,
+)
+from remus_native._binding import last_error
+from remus_native._core import ffi, lib
+
+SOURCE = Path(__file__).parent / "c" / "ioctl_node.c"
+EPROTO, EINVAL, ENOMEM, ENOTTY = (
+    errno.EPROTO,
+    errno.EINVAL,
+    errno.ENOMEM,
+    errno.ENOTTY,
+)
+
+
+class IoctlNode:
+    """The mounted test node."""
+
+    def __init__(self, mount: Path) -> None:
+        self.mount = mount
+        self.disk = mount / "disk"
+
+    def answer(self, number: int, *answers: int | tuple[int, int]) -> None:
+        """What the next ioctls of ``number`` get: result, or (result, ms)."""
+        pairs = [a if isinstance(a, tuple) else (a, 0) for a in answers]
+        text = ",".join(f"{result}:{ms}" for result, ms in pairs)
+        (self.mount / "control").write_text(f"{number}={text}")
+
+    def log(self) -> list[tuple[int, int]]:
+        lines = (self.mount / "log").read_text().splitlines()
+        return [tuple(map(int, line.split())) for line in lines]  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def node_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("node") / "ioctl_node"
+    flags = subprocess.check_output(
+        ["pkg-config", "--cflags", "--libs", "fuse3"], text=True
+    )
+    subprocess.run(
+        ["gcc", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pthread",
+         str(SOURCE), "-o", str(program), *shlex.split(flags)],
+        check=True,
+    )  # fmt: skip
+    return program
+
+
+@pytest.fixture
+def node(node_program: Path, tmp_path: Path) -> Iterator[IoctlNode]:
+    mount = tmp_path / "node"
+    mount.mkdir()
+    with subprocess.Popen(
+        [node_program, mount], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield IoctlNode(mount)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            subprocess.run(
+                ["umount", "-l", mount], stderr=subprocess.DEVNULL, check=False
+            )
+
+
+class Raw:
+    """The C device, opened as a kernel device or as a node."""
+
+    def __init__(self, node: IoctlNode, *, is_node: bool) -> None:
+        out = ffi.new("remus_drbd **")
+        rc = lib.remus_test_drbd_open_as(bytes(node.disk), int(is_node), out)
+        assert rc == 0
+        self.raw = ffi.gc(out[0], lib.remus_drbd_close)
+
+    def postsuspend(self, tag: int = 0) -> int:
+        return lib.remus_drbd_postsuspend(self.raw, tag)
+
+    def preresume(self, ms: int = 5000) -> int:
+        return lib.remus_drbd_preresume(self.raw, ms)
+
+    def commit(self) -> int:
+        return lib.remus_drbd_commit(self.raw)
+
+
+fuse = pytest.mark.fuse
+KINDS = pytest.mark.parametrize("is_node", [False, True], ids=["kernel", "node"])
+
+
+@fuse
+@KINDS
+def test_a_checkpoint_is_two_ioctls_and_on_a_node_three(node, is_node):
+    node.answer(20, 0)
+    node.answer(30, 0)
+    node.answer(40, 0)
+    dev = Raw(node, is_node=is_node)
+    assert node.log() == []  # opening sends none
+    assert dev.postsuspend(42) == 0
+    assert dev.preresume() == 0
+    assert dev.commit() == 0
+    want = [(20, 42), (30, 0)] + ([(40, 0)] if is_node else [])
+    assert node.log() == want
+    del dev
+    assert node.log() == want
+
+
+@fuse
+def test_one_means_nothing_to_wait_for_only_on_a_kernel_device(node):
+    node.answer(20, 1)
+    node.answer(30, 0)
+    kernel = Raw(node, is_node=False)
+    assert kernel.postsuspend() == 1
+    assert kernel.preresume() == 0
+    assert node.log() == [(20, 0)]
+    ours = Raw(node, is_node=True)
+    assert ours.postsuspend() == 1
+    assert ours.preresume() == 0
+    assert node.log() == [(20, 0), (20, 0), (30, 0)]
+
+
+@fuse
+@KINDS
+@pytest.mark.parametrize(
+    ("err", "words"),
+    [
+        (EPROTO, "not connected"),
+        (EINVAL, "does not use protocol D"),
+        (ENOTTY, "module with protocol D is needed"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_send_fails(node, is_node, err, words):
+    node.answer(20, -err)
+    dev = Raw(node, is_node=is_node)
+    assert dev.postsuspend() == -err
+    assert words in last_error()
+    assert str(node.disk) in last_error()
+    # An error never counts as sent: there is nothing to wait for.
+    assert dev.preresume() == 0
+    assert (30, 0) not in node.log()
+
+
+@fuse
+def test_a_lost_connection_is_eproto_at_once_twice(node):
+    node.answer(20, 0)
+    node.answer(30, -EPROTO)
+    dev = Raw(node, is_node=False)
+    assert dev.postsuspend() == 0
+    start = time.monotonic()
+    assert dev.preresume(5000) == -EPROTO
+    assert time.monotonic() - start < 1
+    assert node.log() == [(20, 0), (30, 0), (30, 0)]
+    # The driver would only pretend to send now.
+    assert dev.postsuspend() == -errno.ESTALE
+    assert "open it again" in last_error()
+    assert node.log() == [(20, 0), (30, 0), (30, 0)]
+    # A node has no such trap.
+    ours = Raw(node, is_node=True)
+    assert ours.postsuspend() == 0
+    assert ours.preresume() == -EPROTO
+    assert ours.postsuspend() == 0
+
+
+@fuse
+@KINDS
+def test_a_late_ack_is_waited_for(node, is_node):
+    """The driver gives up after its ping-timeout; the backup is well."""
+    node.answer(20, 0)
+    node.answer(30, (-EPROTO, 60), (-EPROTO, 60), (0, 0))
+    dev = Raw(node, is_node=is_node)
+    assert dev.postsuspend() == 0
+    assert dev.preresume(5000) == 0
+    assert [number for number, _ in node.log()] == [20, 30, 30, 30]
+
+
+@fuse
+@KINDS
+def test_our_deadline_and_a_second_try(node, is_node):
+    node.answer(20, 0)
+    node.answer(30, (-EPROTO, 60), (-EPROTO, 60), (-EPROTO, 60), (0, 0))
+    dev = Raw(node, is_node=is_node)
+    assert dev.postsuspend() == 0
+    assert dev.preresume(100) == -errno.ETIMEDOUT
+    assert "wait again" in last_error()
+    assert dev.postsuspend() == -errno.EBUSY
+    assert dev.preresume(5000) == 0
+
+
+@fuse
+@KINDS
+def test_wait_says_einval(node, is_node):
+    node.answer(20, 0)
+    node.answer(30, -EINVAL)
+    dev = Raw(node, is_node=is_node)
+    assert dev.postsuspend() == 0
+    assert dev.preresume() == -EINVAL
+
+
+@fuse
+def test_enomem_is_acked_but_the_device_is_done(node):
+    node.answer(20, 0)
+    node.answer(30, -ENOMEM)
+    dev = Raw(node, is_node=False)
+    assert dev.postsuspend() == 0
+    assert dev.preresume() == 0
+    assert dev.postsuspend() == -errno.ESTALE
+    ours = Raw(node, is_node=True)
+    assert ours.postsuspend() == 0
+    assert ours.preresume() == -ENOMEM
+
+
+@fuse
+@KINDS
+def test_phases_out_of_order(node, is_node):
+    node.answer(20, 0)
+    node.answer(30, 0)
+    node.answer(40, 0)
+    dev = Raw(node, is_node=is_node)
+    assert dev.preresume() == 0  # nothing outstanding, as the ioctl says
+    assert dev.postsuspend() == 0
+    assert dev.postsuspend() == -errno.EBUSY
+    assert dev.commit() == (-errno.EBUSY if is_node else 0)
+    assert dev.preresume() == 0
+    assert [number for number, _ in node.log()] == [20, 30]
+
+
+STORM = """
+import signal, sys
+from remus_native import DrbdDisk
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.signal(signal.SIGPROF, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+signal.setitimer(signal.ITIMER_PROF, 0.0003, 0.0003)
+with DrbdDisk(sys.argv[1]) as disk:
+    for _ in range(20):
+        disk.postsuspend()
+        disk.preresume(timeout_s=10)
+        disk.commit()
+print("fine")
+"""
+
+
+@fuse
+def test_signals_are_no_loss(node):
+    node.answer(20, 0)
+    node.answer(30, (0, 20))
+    node.answer(40, 0)
+    out = subprocess.run(
+        [sys.executable, "-c", STORM, str(node.disk)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert out.stdout == "fine\n", out.stderr
+    assert len([1 for number, _ in node.log() if number == 30]) == 20
+
+
+@fuse
+def test_signals_that_came_meanwhile_are_delivered_after(node):
+    node.answer(20, 0)
+    node.answer(30, (0, 100))
+    seen: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))
+    try:
+        dev = Raw(node, is_node=True)
+        assert dev.postsuspend() == 0
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert dev.preresume() == 0
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        assert signal.SIGUSR1 not in mask
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [1]
+
+
+# ---- the Python device ---------------------------------------------------------
+
+
+@fuse
+def test_the_python_device(node):
+    node.answer(20, 1, 0, -EPROTO)
+    node.answer(30, 0)
+    node.answer(40, 0)
+    disk = DrbdDisk(node.disk, name="xvda")
+    with pytest.raises(PhaseError):
+        disk.postsuspend()
+    with disk:
+        assert disk.is_node
+        with pytest.raises(PhaseError):
+            disk.preresume()
+        with pytest.raises(PhaseError):
+            disk.commit()
+        assert disk.postsuspend(7) == 1
+        assert disk.empty
+        with pytest.raises(PhaseError) as busy:
+            disk.postsuspend()
+        assert busy.value.errno == errno.EBUSY
+        disk.preresume()
+        assert disk.postsuspend("8") == 2
+        assert not disk.empty
+        disk.preresume()
+        disk.commit()
+        with pytest.raises(ReplicationLost) as caught:
+            disk.postsuspend()
+        assert caught.value.errno == EPROTO
+        assert caught.value.phase == "postsuspend"
+        assert caught.value.volume == "xvda"
+        with pytest.raises(ConfigError, match="number from 1"):
+            disk.postsuspend("not a number")
+        with pytest.raises(PhaseError, match="setup twice"):
+            disk.setup()
+    assert node.log()[0] == (20, 7)
+
+
+@fuse
+def test_the_python_device_times_out_and_goes_on(node):
+    node.answer(20, 0)
+    node.answer(30, (-EPROTO, 80), (0, 0))
+    with DrbdDisk(node.disk) as disk:
+        disk.postsuspend()
+        with pytest.raises(CheckpointTimeout) as caught:
+            disk.preresume(timeout_s=0.05)
+        assert isinstance(caught.value, TimeoutError)
+        disk.preresume()
+
+
+def test_what_is_no_such_device(tmp_path):
+    plain = tmp_path / "image"
+    plain.write_bytes(bytes(4096))
+    with pytest.raises(NotProtocolD, match="takes no checkpoints") as caught:
+        DrbdDisk(plain).setup()
+    assert caught.value.errno == ENOTTY
+    with pytest.raises(StateError, match="No such file") as missing:
+        DrbdDisk(tmp_path / "drbd7").setup()
+    assert missing.value.errno == errno.ENOENT
+    with pytest.raises(NotProtocolD):
+        DrbdDisk(tmp_path).setup()
+
+
+def test_a_character_device_gets_enotty_from_its_driver():
+    with DrbdDisk("/dev/null") as disk:
+        assert not disk.is_node
+        with pytest.raises(NotProtocolD):
+            disk.postsuspend()
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (1, DeviceNotSupported),
+        (2, StateError),
+        (3, NotProtocolD),
+        (4, DeviceNotReady),
+        (77, StateError),
+    ],
+)
+def test_the_probes_exit_codes(tmp_path, code, error):
+    probe = tmp_path / "probe"
+    probe.write_text(f'#!/bin/sh\necho "probe of $1: because" >&2\nexit {code}\n')
+    probe.chmod(0o755)
+    with pytest.raises(error, match="because") as caught:
+        DrbdDisk("/dev/null", probe=probe).setup()
+    assert type(caught.value) is error
+    assert f"exit code {code}" in str(caught.value)
+
+
+def test_a_probe_that_says_yes_and_one_that_is_missing(tmp_path):
+    disk: Any = DrbdDisk("/dev/null", probe="/bin/true")
+    disk.setup()
+    disk.teardown()
+    disk.teardown()
+    with pytest.raises(StateError, match="No such file"):
+        DrbdDisk("/dev/null", probe=tmp_path / "nothing").setup()
