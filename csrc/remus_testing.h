@@ -96,6 +96,12 @@ REMUS_API int remus_test_backup_checkpoint(remus_backup *b);
 /* Free the handle as a dying process would: no I/O at all. */
 REMUS_API void remus_test_backup_abandon(remus_backup *b);
 
+/* The name of the operation that fail_after made fail ("pwrite"), or "" as
+ * long as it has not. */
+REMUS_API const char *remus_sim_failed_op(remus_sim *sim);
+/* Shall drop_cache take effect?  At first it does nothing, as a hint may. */
+REMUS_API void remus_sim_drops_cache(remus_sim *sim, int on);
+
 /* remus_drbd_open with the kind given: 1 our node, 0 a kernel device. */
 REMUS_API int remus_test_drbd_open_as(const char *path, int is_node,
                                       remus_drbd **out);

@@ -263,7 +263,7 @@ class Outcome:
             ("bytes replicated", bytes_text(self.bytes_replicated)),
             ("bytes coalesced", bytes_text(self.bytes_coalesced)),
             ("primary killed", f"after {seconds_text(self.killed_after_s)}"),
-            ("promoted to", f"checkpoint {self.checkpoint}, the demo's {self.tag}."),
+            ("promoted to", f"checkpoint {self.checkpoint} (tag {self.tag})"),
             ("time to promote", promote),
             ("fsck", self.fsck),
             ("integrity_check", self.integrity),

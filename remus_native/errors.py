@@ -79,21 +79,21 @@ class RemusError(Exception):
             super().__init__(errno, message)
         else:
             super().__init__(message)
-        self.message = message
+        self._text = message
         self.errno = errno
         self.volume = volume
         self.phase = phase
         self.epoch = epoch
 
     def __str__(self) -> str:
-        return self.message
+        return self._text
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.message!r})"
+        return f"{type(self).__name__}({self._text!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # OSError would hand (errno, text) to our __init__ when unpickled.
-        return _rebuild, (type(self), self.message, self._details())
+        return _rebuild, (type(self), self._text, self._details())
 
     def _details(self) -> dict[str, Any]:
         return {
@@ -212,11 +212,11 @@ class DeviceErrors(_Group):
 
     def derive(self, excs: Sequence[Exception], /) -> DeviceErrors:
         """What ``except*`` makes of a part of the errors."""
-        return DeviceErrors(self.message, excs, phase=self.phase, epoch=self.epoch)
+        return DeviceErrors(self._text, excs, phase=self.phase, epoch=self.epoch)
 
     def __reduce__(self) -> tuple[Any, ...]:
         details = {"phase": self.phase, "epoch": self.epoch}
-        return _rebuild_group, (self.message, self.errors, details)
+        return _rebuild_group, (self._text, self.errors, details)
 
 
 def _rebuild_group(

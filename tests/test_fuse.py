@@ -579,3 +579,23 @@ def test_ioctl_20_answers_at_once_while_writes_and_a_wait_are_held(tmp_path):
             stop.set()
             taker.join()
         assert answers == [0]
+
+
+def test_the_probe_knows_our_nodes(mounted):
+    """block-drbd-probe: 0 for a protected node, 4 once the backup is lost."""
+    probe = Path(__file__).parent.parent / "hotplug" / "block-drbd-probe"
+    m = mounted()
+    asked = [str(probe), str(m.node())]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    with DrbdDisk(m.node(), probe=probe) as disk:
+        disk.postsuspend()
+        disk.preresume()
+    m.pair.backup.close()
+    deadline = time.monotonic() + 10
+    while m.pair.primary.status().connected:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "Unprotected" in done.stderr

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The loop: order, pacing, what happens when something fails, statistics."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from test_devices import Scripted
+
+from remus_native import (
+    CheckpointDevices,
+    Checkpointer,
+    ConfigError,
+    NullGuest,
+    PhaseError,
+    ReplicaResource,
+    ReplicationLost,
+    StateError,
+)
+from remus_native.checkpointer import percentile
+
+
+class Guest:
+    """Remembers what was done to it, in one list with the device's calls."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+        self.running = True
+        self.fail: dict[str, Exception] = {}
+
+    def _do(self, what: str) -> None:
+        self.calls.append(what)
+        if what in self.fail:
+            raise self.fail[what]
+
+    def suspend(self) -> None:
+        self._do("suspend")
+        self.running = False
+
+    def copy(self, tag: Any) -> None:
+        assert not self.running
+        self._do("copy")
+
+    def resume(self) -> None:
+        self.running = True
+        self._do("resume")
+
+    def wait_complete(self) -> None:
+        assert self.running
+        self._do("wait_complete")
+
+
+def make(
+    copy: Any = None, **options: Any
+) -> tuple[Checkpointer, Guest, Scripted, list[str]]:
+    calls: list[str] = []
+    device = Scripted("d", calls)
+    guest = Guest(calls)
+    if copy is not None:
+        guest.copy = copy  # type: ignore[method-assign]
+    layer = CheckpointDevices([device])
+    options.setdefault("interval_s", 0)
+    return Checkpointer(layer, guest, **options), guest, device, calls
+
+
+def test_the_order_is_libxls():
+    checkpointer, _, _, calls = make()
+    assert checkpointer.run(count=1) == 1
+    assert calls == [
+        "d.setup",
+        "suspend",
+        "d.postsuspend",
+        "copy",
+        "d.preresume",
+        "resume",
+        "wait_complete",
+        "d.commit",
+        "d.teardown",
+    ]
+
+
+@pytest.mark.parametrize("where", ["suspend", "copy", "postsuspend", "preresume"])
+def test_the_guest_is_resumed_whatever_fails(where):
+    checkpointer, guest, device, calls = make()
+    (guest if where in ("suspend", "copy") else device).fail[where] = StateError(where)
+    with pytest.raises(StateError, match=where):
+        checkpointer.run(count=1)
+    assert guest.running
+    assert calls[-1] == "d.teardown"
+    assert "d.commit" not in calls
+    assert checkpointer.statistics().checkpoints == 0
+
+
+def test_the_first_error_stays_the_error():
+    checkpointer, guest, device, _ = make()
+    device.fail["preresume"] = StateError("first")
+    guest.fail["resume"] = StateError("second")
+    with pytest.raises(StateError, match="first") as caught:
+        checkpointer.run(count=1)
+    if hasattr(caught.value, "__notes__"):
+        assert "second" in caught.value.__notes__[0]
+
+
+def test_a_guest_that_does_not_resume_is_an_error():
+    checkpointer, guest, _, calls = make()
+    guest.fail["resume"] = StateError("stuck")
+    with pytest.raises(StateError, match="stuck"):
+        checkpointer.run(count=1)
+    assert calls.count("resume") == 1
+    assert "d.commit" not in calls
+
+
+def test_loss_stops_or_goes_on_as_told():
+    told: list[Any] = []
+    checkpointer, guest, device, _ = make(loss_callback=told.append)
+    device.fail["preresume"] = ReplicationLost("gone")
+    with pytest.raises(ReplicationLost):
+        checkpointer.run(count=3)
+    assert guest.running
+    assert str(told[0]) == "gone"
+    assert checkpointer.statistics().lost == "gone"
+    quiet, guest, device, _ = make(on_loss="continue")
+    device.fail["postsuspend"] = ReplicationLost("gone")
+    assert quiet.run(count=3) == 0
+    assert guest.running
+    assert quiet.statistics().lost == "gone"
+
+
+def test_stop_from_another_thread():
+    seen = threading.Event()
+    checkpointer, _, _, _ = make(
+        interval_s=60, on_checkpoint=lambda stats: seen.set()
+    )
+    thread = threading.Thread(target=checkpointer.run)
+    thread.start()
+    assert seen.wait(10)
+    checkpointer.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+    with pytest.raises(PhaseError):
+        checkpointer.run()
+
+
+def test_pacing_is_from_start_to_start():
+    checkpointer, _, _, _ = make(lambda tag: time.sleep(0.01), interval_s=0.02)
+    start = time.monotonic()
+    checkpointer.run(count=10)
+    took = time.monotonic() - start
+    assert 0.19 <= took < 0.30  # not 10 x 30 ms
+
+
+def test_duration_and_lateness():
+    checkpointer, _, _, _ = make(lambda tag: time.sleep(0.005), interval_s=0.001)
+    taken = checkpointer.run(duration_s=0.05)
+    assert 1 <= taken <= 11
+    assert checkpointer.statistics().late == taken
+
+
+def test_tags_and_history():
+    checkpointer, _, _, _ = make(tag=lambda n: f"cp{n}", history=3)
+    checkpointer.run(count=5)
+    assert [stats.tag for stats in checkpointer.history] == ["cp3", "cp4", "cp5"]
+    statistics = checkpointer.statistics()
+    assert (statistics.checkpoints, statistics.kept) == (5, 3)
+    last = checkpointer.history[-1]
+    assert last.pause_s >= last.preresume_s >= 0
+    assert last.total_s >= last.pause_s
+    assert statistics.pause_max_s >= statistics.pause_median_s
+
+
+def test_percentiles():
+    values = [float(n) for n in range(1, 101)]
+    assert percentile(values, 0.5) == 50
+    assert percentile(values, 0.99) == 99
+    assert percentile(values, 1.0) == 100
+    assert percentile([7.0], 0.99) == 7
+    assert percentile([], 0.5) == 0
+
+
+@pytest.mark.parametrize(
+    "bad", [{"interval_s": -1}, {"on_loss": "perhaps"}, {"history": 0}]
+)
+def test_bad_settings(bad):
+    with pytest.raises(ConfigError):
+        make(**bad)
+
+
+def test_over_a_real_replica(make_pair):
+    pair = make_pair([65536])
+    layer = CheckpointDevices([ReplicaResource(pair.primary)])
+    checkpointer = Checkpointer(layer, NullGuest(), interval_s=0.001)
+    stop = threading.Event()
+
+    def guest() -> None:
+        n = 0
+        while not stop.is_set():
+            pair.primary.pwrite(0, bytes([n % 256]) * 512, n % 100 * 512)
+            n += 1
+
+    thread = threading.Thread(target=guest)
+    thread.start()
+    assert checkpointer.run(count=50) == 50
+    stop.set()
+    thread.join()
+    pair.primary.close()
+    epoch = pair.backup.promote(tag=50)
+    assert checkpointer.history[-1].numbers == (epoch,)

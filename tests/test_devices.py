@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The device layer: libxl's semantics with its faults mended."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from remus_native import (
+    CheckpointDevice,
+    CheckpointDevices,
+    CheckpointTimeout,
+    DeviceErrors,
+    DeviceNotSupported,
+    PhaseError,
+    RemusWarning,
+    ReplicaResource,
+    ReplicationLost,
+    StateError,
+    Subkind,
+)
+
+
+class Scripted:
+    """A device that does what it is told and remembers what it was asked."""
+
+    kind = "disk"
+
+    def __init__(self, name: str, calls: list[str] | None = None) -> None:
+        self.name = name
+        self.fail: dict[str, Exception] = {}
+        self.calls: list[str] = [] if calls is None else calls
+        self.number = 0
+        self.threads: set[int] = set()
+
+    def _do(self, phase: str) -> None:
+        self.calls.append(f"{self.name}.{phase}")
+        if phase in self.fail:
+            raise self.fail[phase]
+
+    def setup(self) -> None:
+        self._do("setup")
+
+    def postsuspend(self, tag: Any = None) -> int:
+        self._do("postsuspend")
+        self.number += 1
+        return self.number
+
+    def preresume(self, timeout_s: float | None = None) -> None:
+        self.threads.add(threading.get_ident())
+        self._do("preresume")
+
+    def commit(self) -> None:
+        self._do("commit")
+
+    def teardown(self) -> None:
+        self._do("teardown")
+
+
+def make(count: int) -> tuple[list[Scripted], list[str], CheckpointDevices]:
+    calls: list[str] = []
+    devices = [Scripted(f"d{i}", calls) for i in range(count)]
+    return devices, calls, CheckpointDevices(devices)
+
+
+def test_a_scripted_device_is_a_device():
+    assert isinstance(Scripted("x"), CheckpointDevice)
+
+
+def test_the_phases_in_order():
+    devices, calls, layer = make(2)
+    with layer:
+        assert layer.postsuspend("t") == (1, 1)
+        layer.preresume()
+        layer.commit()
+    assert calls[:4] == ["d0.setup", "d1.setup", "d0.postsuspend", "d1.postsuspend"]
+    assert sorted(calls[4:6]) == ["d0.preresume", "d1.preresume"]
+    assert calls[6:] == ["d0.commit", "d1.commit", "d1.teardown", "d0.teardown"]
+
+
+def test_one_device_is_waited_for_in_the_calling_thread():
+    (device,), _, layer = make(1)
+    before = threading.active_count()
+    with layer:
+        layer.postsuspend()
+        layer.preresume()
+        assert threading.active_count() == before
+    assert device.threads == {threading.get_ident()}
+
+
+def test_threads_are_made_at_setup_and_end_at_teardown():
+    devices, _, layer = make(3)
+    before = threading.active_count()
+    with layer:
+        threads = threading.active_count()
+        assert threads == before + 3
+        for _ in range(5):
+            layer.postsuspend()
+            layer.preresume()
+            layer.commit()
+            assert threading.active_count() == threads
+    assert threading.active_count() == before
+    assert all(len(device.threads) == 1 for device in devices)
+
+
+def test_all_devices_wait_at_once():
+    """Each preresume returns only when all are in it."""
+    devices, _, layer = make(4)
+    barrier = threading.Barrier(4, timeout=10)
+    for device in devices:
+        device.preresume = lambda timeout_s=None: barrier.wait()  # type: ignore
+    with layer:
+        layer.postsuspend()
+        layer.preresume()
+
+
+def test_every_error_is_reported_and_the_first_is_the_cause():
+    devices, _, layer = make(3)
+    devices[0].fail["postsuspend"] = ReplicationLost("d0 lost", errno=71)
+    devices[2].fail["postsuspend"] = StateError("d2 broke", errno=5)
+    with layer:
+        with pytest.raises(DeviceErrors) as caught:
+            layer.postsuspend()
+        assert [str(error) for error in caught.value.errors] == ["d0 lost", "d2 broke"]
+        assert caught.value.__cause__ is caught.value.errors[0]
+        assert caught.value.errno == 71
+        assert caught.value.phase == "postsuspend"
+        assert layer.numbers == (None, 1, None)
+        # That epoch can't be waited for.
+        with pytest.raises(PhaseError):
+            layer.preresume()
+        for device in devices:
+            device.fail.clear()
+        layer.postsuspend()
+        layer.preresume()
+        layer.commit()
+
+
+def test_commit_only_after_every_preresume_succeeded():
+    devices, calls, layer = make(2)
+    devices[1].fail["preresume"] = ReplicationLost("lost")
+    with layer:
+        layer.postsuspend()
+        with pytest.raises(ReplicationLost):
+            layer.preresume()
+        with pytest.raises(PhaseError):
+            layer.commit()
+    assert not [call for call in calls if call.endswith("commit")]
+
+
+def test_a_retry_waits_only_for_those_without_an_ack():
+    devices, calls, layer = make(3)
+    devices[1].fail["preresume"] = CheckpointTimeout("slow")
+    with layer:
+        layer.postsuspend()
+        with pytest.raises(CheckpointTimeout):
+            layer.preresume()
+        devices[1].fail.clear()
+        calls.clear()
+        layer.preresume()
+        assert calls == ["d1.preresume"]
+        layer.commit()
+
+
+def test_setup_failure_tears_down_what_was_set_up():
+    devices, calls, layer = make(3)
+    devices[2].fail["setup"] = StateError("broken")
+    with pytest.raises(StateError, match="broken"):
+        layer.setup()
+    assert calls == ["d0.setup", "d1.setup", "d2.setup", "d1.teardown", "d0.teardown"]
+    assert layer.devices == ()
+    layer.teardown()
+
+
+def test_teardown_reaches_every_device():
+    devices, calls, layer = make(3)
+    layer.setup()
+    devices[2].fail["teardown"] = StateError("two")
+    devices[0].fail["teardown"] = StateError("zero")
+    calls.clear()
+    with pytest.raises(DeviceErrors) as caught:
+        layer.teardown()
+    assert calls == ["d2.teardown", "d1.teardown", "d0.teardown"]
+    assert [str(error) for error in caught.value.errors] == ["two", "zero"]
+    layer.teardown()
+    assert len(calls) == 3
+
+
+def test_missing_phases_are_no_ops():
+    class Bare:
+        kind, name = "nic", "eth0"
+
+        def setup(self) -> None:
+            self.ready = True
+
+    bare = Bare()
+    with CheckpointDevices([bare, Scripted("d")]) as layer:
+        assert layer.postsuspend() == (1,)
+        layer.preresume()
+        layer.commit()
+    assert bare.ready
+
+
+@pytest.mark.parametrize(
+    "phases",
+    [
+        ["preresume"],
+        ["commit"],
+        ["postsuspend", "postsuspend"],
+        ["postsuspend", "commit"],
+        ["postsuspend", "preresume", "preresume"],
+        ["setup"],
+    ],
+)
+def test_out_of_order_is_an_error(phases):
+    _, _, layer = make(1)
+    with layer:
+        for phase in phases[:-1]:
+            getattr(layer, phase)()
+        with pytest.raises(PhaseError):
+            getattr(layer, phases[-1])()
+
+
+def test_before_setup_is_an_error():
+    _, _, layer = make(1)
+    with pytest.raises(PhaseError):
+        layer.postsuspend()
+
+
+def test_postsuspend_of_the_next_may_precede_commit():
+    (device,), calls, layer = make(1)
+    with layer:
+        layer.postsuspend()
+        layer.preresume()
+        layer.postsuspend()
+        layer.commit()
+        layer.preresume()
+        layer.commit()
+
+
+# ---- subkinds ------------------------------------------------------------------
+
+
+def no(reason: str) -> Any:
+    def match(description: Any) -> Any:
+        raise DeviceNotSupported(reason)
+
+    return match
+
+
+def test_subkinds_are_tried_in_order():
+    late = Scripted("late")
+    late.fail["setup"] = DeviceNotSupported("not at setup either")
+    chosen = Scripted("chosen")
+    layer = CheckpointDevices(
+        ["xvda"],
+        subkinds=[
+            Subkind("drbd", no("no DRBD")),
+            Subkind("late", lambda d: late),
+            Subkind("replica", lambda d: chosen),
+            Subkind("never", lambda d: pytest.fail("one too many")),
+        ],
+    )
+    with layer:
+        assert layer.devices == (chosen,)
+    assert late.calls == ["late.setup"]
+
+
+def test_no_subkind_left_names_every_reason():
+    layer = CheckpointDevices(
+        ["xvda"], subkinds=[Subkind("a", no("because a")), Subkind("b", no("since b"))]
+    )
+    with pytest.raises(DeviceNotSupported, match="a: because a; b: since b") as caught:
+        layer.setup()
+    assert caught.value.volume == "xvda"
+
+
+def test_another_error_is_final():
+    def broken(description: Any) -> Any:
+        raise StateError("the probe says: not connected")
+
+    layer = CheckpointDevices(
+        ["xvda"],
+        subkinds=[
+            Subkind("drbd", broken),
+            Subkind("other", lambda d: pytest.fail("must not be tried")),
+        ],
+    )
+    with pytest.raises(StateError, match="not connected"):
+        layer.setup()
+
+
+def test_a_drbd_disk_beside_ours_warns(make_pair):
+    pair = make_pair([65536])
+    with (
+        pytest.warns(RemusWarning, match="d: a DRBD disk applies"),
+        CheckpointDevices([ReplicaResource(pair.primary), Scripted("d")]),
+    ):
+        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with CheckpointDevices([ReplicaResource(pair.primary)]):
+            pass
+
+
+def test_the_layer_over_real_replicas(make_pair):
+    pair = make_pair([65536])
+    with CheckpointDevices([ReplicaResource(pair.primary)]) as layer:
+        for i in range(10):
+            pair.primary.pwrite(0, bytes([i + 1]) * 100, i * 100)
+            (epoch,) = layer.postsuspend(i)
+            layer.preresume(timeout_s=10)
+            layer.commit()
+    pair.primary.close()
+    assert pair.backup.promote(tag="9") == epoch
+    assert pair.image("backup", 0) == pair.image("primary", 0)
+
+
+# ---- against a model --------------------------------------------------------------
+
+
+class LayerMachine(RuleBasedStateMachine):
+    """1 to 4 devices that fail anywhere; the model is a few booleans."""
+
+    @initialize(count=st.integers(1, 4))
+    def start(self, count: int) -> None:
+        self.devices, self.calls, self.layer = make(count)
+        self.state = "new"
+        self.acked = False
+        self.pending: set[int] = set()
+
+    def arrange(self, phase: str, failing: set[int]) -> set[int]:
+        for i, device in enumerate(self.devices):
+            device.fail.clear()
+            if i in failing:
+                device.fail[phase] = StateError(f"{device.name} failed")
+        self.calls.clear()
+        return {i for i in failing if i < len(self.devices)}
+
+    def expect(self, action: Any, failing: set[int]) -> bool:
+        """Run; the errors must be exactly those of ``failing``."""
+        if not failing:
+            action()
+            return True
+        with pytest.raises((StateError, DeviceErrors)) as caught:
+            action()
+        error = caught.value
+        found = error.errors if isinstance(error, DeviceErrors) else (error,)
+        assert sorted(map(str, found)) == sorted(f"d{i} failed" for i in failing)
+        return False
+
+    failures = st.sets(st.integers(0, 3))
+
+    @precondition(lambda self: self.state == "new")
+    @rule(failing=failures)
+    def setup(self, failing: set[int]) -> None:
+        failing = self.arrange("setup", failing)
+        if not failing:
+            self.layer.setup()
+            self.state, self.acked = "running", False
+            return
+        with pytest.raises(StateError, match=f"d{min(failing)} failed"):
+            self.layer.setup()
+        torn = [call for call in self.calls if call.endswith("teardown")]
+        assert torn == [f"d{i}.teardown" for i in reversed(range(min(failing)))]
+
+    @precondition(lambda self: self.state != "new")
+    @rule(failing=failures)
+    def postsuspend(self, failing: set[int]) -> None:
+        failing = self.arrange("postsuspend", failing)
+        if self.state == "closed":
+            with pytest.raises(PhaseError):
+                self.layer.postsuspend()
+            return
+        ok = self.expect(self.layer.postsuspend, failing)
+        assert self.calls == [f"{d.name}.postsuspend" for d in self.devices]
+        self.state = "closed" if ok else "failed"
+        if ok:
+            self.pending = set(range(len(self.devices)))
+
+    @precondition(lambda self: self.state != "new")
+    @rule(failing=failures)
+    def preresume(self, failing: set[int]) -> None:
+        failing = self.arrange("preresume", failing)
+        if self.state not in ("closed", "unknown"):
+            with pytest.raises(PhaseError):
+                self.layer.preresume()
+            return
+        asked = self.pending
+        failing &= asked
+        ok = self.expect(self.layer.preresume, failing)
+        assert sorted(self.calls) == sorted(f"d{i}.preresume" for i in asked)
+        self.state = "running" if ok else "unknown"
+        self.pending = failing
+        self.acked = self.acked or ok
+
+    @precondition(lambda self: self.state != "new")
+    @rule(failing=failures)
+    def commit(self, failing: set[int]) -> None:
+        failing = self.arrange("commit", failing)
+        if not self.acked:
+            with pytest.raises(PhaseError):
+                self.layer.commit()
+            assert self.calls == []
+            return
+        self.expect(self.layer.commit, failing)
+        assert self.calls == [f"{d.name}.commit" for d in self.devices]
+
+    @precondition(lambda self: self.state != "new")
+    @rule(failing=failures)
+    def end_session(self, failing: set[int]) -> None:
+        failing = self.arrange("teardown", failing)
+        self.expect(self.layer.teardown, failing)
+        assert self.calls == [f"{d.name}.teardown" for d in reversed(self.devices)]
+        self.state = "new"
+
+    def teardown(self) -> None:
+        self.arrange("", set())
+        self.layer.teardown()
+
+
+def test_against_a_model():
+    run_state_machine_as_test(
+        LayerMachine, settings=settings(max_examples=60, deadline=None)
+    )
