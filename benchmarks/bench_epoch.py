@@ -60,7 +60,7 @@ def main() -> None:
         variants: dict[str, Callable[[], tuple[float, float, float]]] = {
             "round trip to another process": round_trip_peer(stack)
         }
-        can_mount = os.geteuid() == 0 and os.path.exists("/dev/fuse")  # noqa: PTH110
+        can_mount = os.geteuid() == 0 and os.path.exists("/dev/fuse")
         for ack in ("memory", "durable"):
             res = stack.enter_context(resource(SIZE, ack=ack, export=can_mount))
             for length, name in ((0, "empty"), (MIB, "1 MiB")):

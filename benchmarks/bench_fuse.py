@@ -26,7 +26,9 @@ JOBS = {
 }
 
 
-def fio(path: Path, rw: str, bs: str, depth: int, seconds: float) -> tuple[float, float]:
+def fio(
+    path: Path, rw: str, bs: str, depth: int, seconds: float
+) -> tuple[float, float]:
     """Operations and MiB a second."""
     out = subprocess.run(
         ["fio", "--name=bench", f"--filename={path}", f"--rw={rw}", f"--bs={bs}",

@@ -9,8 +9,8 @@
  * second sync answers 0 for data that is gone with the power, whatever kind
  * of loss that is.
  *
- * Names.  A name is made, moved and removed at once for readers, durably only
- * by a sync of its directory; a sync of the file does not help.  A directory
+ * Names.  A name is made and removed at once for readers, durably only by a
+ * sync of its directory; a sync of the file does not help.  A directory
  * that nobody made with mkdir is simply there.  One that was made is a name
  * like any other: if a power loss takes it, all that is in it goes too.
  *
@@ -112,7 +112,7 @@ static int coin(uint64_t *state)
     return (int)(next_random(state) >> 63);
 }
 
-/* ---- nodes (all with the lock held) ------------------------------------- */
+/* ---- nodes (all with the lock held) --------------------------------- */
 
 static struct node *node_new(int is_dir)
 {
@@ -268,7 +268,7 @@ static void forget_clean(struct node *n)
     }
 }
 
-/* ---- names (all with the lock held) -------------------------------------- */
+/* ---- names (all with the lock held) --------------------------------- */
 
 static struct name *find_name(remus_sim *sim, const char *path, size_t len)
 {
@@ -341,7 +341,7 @@ static void free_names(remus_sim *sim)
     }
 }
 
-/* ---- the table --------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------ */
 
 /* Count an operation; 0 or the error that it meets (lock held). */
 static int step(remus_sim *sim, const char *op)
@@ -637,7 +637,7 @@ static const remus_io table = {
     .random = sim_random,
 };
 
-/* ---- power loss ------------------------------------------------------------------ */
+/* ---- power loss ----------------------------------------------------- */
 
 /* The part of one write that lies in one sector. */
 struct piece {
@@ -779,7 +779,7 @@ void remus_sim_kill(remus_sim *sim)
     end(sim);
 }
 
-/* ---- from outside ------------------------------------------------------------------- */
+/* ---- from outside --------------------------------------------------- */
 
 int remus_sim_new(remus_sim **out)
 {

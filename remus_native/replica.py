@@ -637,7 +637,7 @@ class Export(_Handle):
     def path(self, volume: str) -> str:
         """Where the node of ``volume`` is."""
         self._primary._index(volume)
-        return os.path.join(self.mountpoint, volume)  # noqa: PTH118
+        return os.path.join(self.mountpoint, volume)
 
     @property
     def alive(self) -> bool:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from remus_native._binding import last_error
 from remus_native._core import ffi, lib
+
+from remus_native._binding import last_error
 
 NEVER = 2**64 - 1
 SEGMENT = 65536

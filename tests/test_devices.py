@@ -80,7 +80,7 @@ def test_a_scripted_device_is_a_device():
 
 
 def test_the_phases_in_order():
-    devices, calls, layer = make(2)
+    _, calls, layer = make(2)
     with layer:
         assert layer.postsuspend("t") == (1, 1)
         layer.preresume()
@@ -240,7 +240,7 @@ def test_before_setup_is_an_error():
 
 
 def test_postsuspend_of_the_next_may_precede_commit():
-    (device,), calls, layer = make(1)
+    _, _, layer = make(1)
     with layer:
         layer.postsuspend()
         layer.preresume()

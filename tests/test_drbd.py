@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from remus_native._core import ffi, lib
 
 from remus_native import (
     CheckpointTimeout,
@@ -33,7 +34,6 @@ from remus_native import (
     StateError,
 )
 from remus_native._binding import last_error
-from remus_native._core import ffi, lib
 
 SOURCE = Path(__file__).parent / "c" / "ioctl_node.c"
 EPROTO, EINVAL, ENOMEM, ENOTTY = (

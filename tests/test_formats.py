@@ -8,8 +8,8 @@ from pathlib import Path
 
 import formats
 import pytest
-
 from remus_native._core import ffi, lib
+
 from remus_native.replica import Backup, Primary, Volume
 
 PAGE = (Path(__file__).parent.parent / "docs" / "formats.md").read_text()
@@ -64,7 +64,7 @@ def test_the_example_decodes():
         formats.BARRIER,
         formats.COMMIT,
     ]
-    write, zero, barrier, commit = recs
+    write, zero, barrier, _ = recs
     assert (write.volume, write.offset, write.payload) == (
         1,
         4096,

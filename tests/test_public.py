@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from remus_native._core import ffi, lib
 
 import remus_native
 from remus_native import errors
-from remus_native._core import ffi, lib
 
 ROOT = Path(__file__).parent.parent
 

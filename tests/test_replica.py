@@ -34,6 +34,11 @@ def checkpoint(primary, tag=None, *, commit=True):
     return epoch
 
 
+def until_lost(primary):
+    while True:
+        checkpoint(primary)
+
+
 def test_the_first_copy_carries_what_was_there(make_pair, tmp_path):
     pair = make_pair([1 << 20])
     pair.close()
@@ -99,8 +104,7 @@ def test_promote_asks_for_force_while_the_primary_is_connected(make_pair):
     assert caught.value.errno == errno.EBUSY
     assert pair.backup.promote(force=True) == epoch
     with pytest.raises(ReplicationLost):
-        while True:
-            checkpoint(pair.primary)
+        until_lost(pair.primary)
     assert pair.primary.status().state is State.UNPROTECTED
     pair.primary.pwrite(0, b"the guest goes on", 0)
 
@@ -126,8 +130,7 @@ def test_loss_is_an_error_and_the_guest_goes_on(make_pair):
     safe = checkpoint(pair.primary)
     pair.backup.close()
     with pytest.raises(ReplicationLost) as caught:
-        while True:
-            checkpoint(pair.primary)
+        until_lost(pair.primary)
     assert "guest0" in str(caught.value)
     assert isinstance(caught.value, ConnectionError)
     pair.primary.pwrite(0, b"unprotected", 0)

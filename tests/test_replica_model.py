@@ -60,7 +60,7 @@ class ReplicaMachine(RuleBasedStateMachine):
         self.backup: BackupProcess | None = None
         self.primary: Primary | None = None
 
-    # -- helpers ---------------------------------------------------------------
+    # -- helpers -----------------------------------------------------------------
 
     def volumes(self, side: str, folder: Path | None = None) -> list[Volume]:
         where = folder or self.folder
@@ -121,7 +121,7 @@ class ReplicaMachine(RuleBasedStateMachine):
         self.primary.discard(name, at, length)
         self.now[name][at : at + length] = bytes(length)
 
-    # -- the toolstack -------------------------------------------------------------
+    # -- the toolstack -----------------------------------------------------------
 
     @precondition(lambda self: not self.lost)
     @rule(tagged=st.booleans())
@@ -153,7 +153,7 @@ class ReplicaMachine(RuleBasedStateMachine):
         with pytest.raises(PhaseError):
             self.primary.commit(self.closed + 1)
 
-    # -- faults ------------------------------------------------------------------------
+    # -- faults ------------------------------------------------------------------
 
     @precondition(lambda self: not self.lost)
     @rule()
@@ -175,7 +175,7 @@ class ReplicaMachine(RuleBasedStateMachine):
     def look(self) -> None:
         assert self.primary.status().state is State.PROTECTED
 
-    # -- the proof ------------------------------------------------------------------------
+    # -- the proof ---------------------------------------------------------------
 
     def open_copy(self, folder: Path) -> Backup:
         return Backup(
