@@ -214,15 +214,8 @@ static int make_super(remus_backup *b)
     s->next_number = 1;
     s->segment_bytes = b->journal.segment_bytes;
     s->segments = b->journal.segments;
-    err = remus_super_store(b->io, b->super_file, b->super_path, b->resource,
-                            s);
-    if (err)
-        return err;
-    err = b->io->sync_dir(b->io, b->state_dir);
-    if (err)
-        return remus_fail(err, "sync directory %s: %s", b->state_dir,
-                          remus_errno_text(err));
-    return 0;
+    return remus_super_store(b->io, b->super_file, b->super_path, b->resource,
+                             s);
 }
 
 static int load_super(remus_backup *b)
@@ -235,9 +228,15 @@ static int load_super(remus_backup *b)
     int err = remus_super_load(b->io, b->super_file, b->super_path,
                                b->resource, &b->super);
     if (err == -ENOENT)
-        return make_super(b);
+        err = make_super(b);
     if (err)
         return err;
+    /* Also if it was there: who made it may have been killed before this.
+     * The journal directory's own name may stand in it, too. */
+    err = b->io->sync_dir(b->io, b->state_dir);
+    if (err)
+        return remus_fail(err, "sync directory %s: %s", b->state_dir,
+                          remus_errno_text(err));
     if (b->super.segment_bytes != b->journal.segment_bytes ||
         b->super.segments != b->journal.segments)
         return remus_fail(-EINVAL,
@@ -351,6 +350,7 @@ int remus_backup_open_io(const struct remus_backup_config *config,
         remus_backup_close(b);
         return err;
     }
+    b->recovered = 1;
     *out = b;
     return 0;
 }
@@ -396,13 +396,11 @@ void remus_backup_close(remus_backup *b)
         return;
     char *text = strdup(remus_last_error());
     remus_backup_net_stop(b);
-    /* Nothing depends on this: recovery would do the same. */
-    if (b->session_start || b->session) {
-        if (!b->failed && !b->fenced &&
-            b->super.role < REMUS_SUPER_PROMOTING &&
-            remus_backup_apply(b) == 0)
-            remus_backup_checkpoint(b);
-    }
+    /* Nothing depends on this: recovery would do the same.  Of a backup that
+     * did not recover nothing may be stored. */
+    if (b->recovered && !b->failed && !b->fenced &&
+        remus_backup_apply(b) == 0)
+        remus_backup_checkpoint(b);
     for (unsigned int i = 0; i < b->disk_count; i++)
         if (b->disks[i].file >= 0)
             b->io->close(b->io, b->disks[i].file);
@@ -441,7 +439,8 @@ static void backup_reason(const remus_backup *b, struct remus_status *s)
 {
     const char *why = b->reason;
     char text[REMUS_REASON_MAX];
-    if (!*why) {
+    /* After a promote it does not matter how the last connection ended. */
+    if (!*why || (!b->failed && b->super.role >= REMUS_SUPER_PROMOTING)) {
         switch (s->state) {
         case REMUS_STATE_INCONSISTENT:
             why = "no complete copy of the disks: start the primary";

@@ -122,6 +122,7 @@ struct remus_backup {
     struct remus_disk *disks; /* constant array */
     int lock_file, super_file; /* constant */
     unsigned char *buffer;    /* apply_lock: REMUS_APPLY_BYTES */
+    int recovered;            /* open/close only: open succeeded */
 
     pthread_mutex_t apply_lock;
     pthread_mutex_t lock;

@@ -523,6 +523,21 @@ static int promote_finish(remus_backup *b)
     return 0;
 }
 
+/* What a failed write or sync left in the page cache can't be trusted; a new
+ * process takes it from the journal again. */
+static int check_failed(remus_backup *b)
+{
+    pthread_mutex_lock(&b->lock);
+    int err = b->failed;
+    if (err)
+        remus_fail(err,
+                   "promote: the backup has failed (%s): mend that, restart "
+                   "it, and promote again",
+                   b->reason);
+    pthread_mutex_unlock(&b->lock);
+    return err;
+}
+
 static int promote_held(remus_backup *b, int by, uint64_t epoch,
                         const void *tag, size_t len, uint64_t *m)
 {
@@ -533,6 +548,9 @@ static int promote_held(remus_backup *b, int by, uint64_t epoch,
         b->fenced = 1; /* no record, no ack, no commit from here on */
     pthread_mutex_unlock(&b->lock);
     if (err || b->super.role == REMUS_SUPER_PROMOTED)
+        return err;
+    err = check_failed(b);
+    if (err)
         return err;
     if (!begun) {
         err = promote_begin(b, *m);

@@ -40,14 +40,15 @@ uint32_t remus_journal_max_payload(uint64_t segment_bytes)
                                            : REMUS_REC_PAYLOAD_MAX;
 }
 
-/* Write a new segment file full of zeros: fdatasync of blocks that were
- * only allocated costs several times as much. */
-static int zero_fill(struct remus_journal *j, int file)
+/* Write what is missing of a segment file as zeros: fdatasync of blocks that
+ * were only allocated costs several times as much.  What is there stays: a
+ * file can be short and hold records, if its zeros were lost in a failure. */
+static int zero_fill(struct remus_journal *j, int file, uint64_t from)
 {
     size_t chunk = j->stage_cap < j->segment_bytes ? j->stage_cap
                                                    : j->segment_bytes;
     memset(j->stage, 0, chunk);
-    for (uint64_t at = 0; at < j->segment_bytes;) {
+    for (uint64_t at = from; at < j->segment_bytes;) {
         uint64_t left = j->segment_bytes - at;
         size_t n = left < chunk ? (size_t)left : chunk;
         int err = remus_io_write(j->io, file, j->stage, n, at);
@@ -77,11 +78,23 @@ static int open_segment_file(struct remus_journal *j, unsigned int i)
                           path, (unsigned long long)size,
                           (unsigned long long)j->segment_bytes);
     if (!err && size < j->segment_bytes)
-        err = zero_fill(j, file);
+        err = zero_fill(j, file, size);
     if (err)
         return remus_fail(err, "journal: fill %s: %s", path,
                           remus_errno_text(err));
     return 0;
+}
+
+/* The directory's own name must survive, too. */
+static int sync_parent(remus_io *io, const char *dir)
+{
+    char parent[4096];
+    snprintf(parent, sizeof parent, "%s", dir);
+    char *slash = strrchr(parent, '/');
+    if (!slash)
+        return io->sync_dir(io, ".");
+    slash[slash == parent] = '\0';
+    return io->sync_dir(io, parent);
 }
 
 int remus_journal_open(struct remus_journal *j, remus_io *io,
@@ -131,6 +144,8 @@ int remus_journal_open(struct remus_journal *j, remus_io *io,
             return err;
     }
     err = io->sync_dir(io, dir);
+    if (!err)
+        err = sync_parent(io, dir);
     if (err)
         return remus_fail(err, "journal: sync directory %s: %s", dir,
                           remus_errno_text(err));

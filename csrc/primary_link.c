@@ -94,6 +94,13 @@ void remus_primary_link_lost(remus_primary *p, const char *format, ...)
 static int on_progress(remus_primary *p, const struct remus_record *r)
 {
     pthread_mutex_lock(&p->lock);
+    /* A ping whose sender could not look (its lock was taken) carries what
+     * it last knew, perhaps of an earlier session: it says "alive" and no
+     * more. */
+    if (r->type == REMUS_REC_PING && r->session != p->session) {
+        pthread_mutex_unlock(&p->lock);
+        return 0;
+    }
     if (r->session != p->session || r->epoch > p->barrier_epoch) {
         uint64_t newest = p->barrier_epoch;
         pthread_mutex_unlock(&p->lock);

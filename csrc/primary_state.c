@@ -63,6 +63,12 @@ static int load(const remus_primary *p, int file, const char *path,
 {
     unsigned char buf[2 * REMUS_PAGE] = {0};
     struct state slot[2];
+    /* What a killed process left in the page cache only could still vanish
+     * with the power, and its numbers would be used again. */
+    int err = p->io->fdatasync(p->io, file);
+    if (err)
+        return remus_fail(err, "resource %s: sync %s: %s", p->resource, path,
+                          remus_errno_text(err));
     ssize_t n = remus_io_read_upto(p->io, file, buf, sizeof buf, 0);
     if (n < 0)
         return remus_fail((int)n, "resource %s: read %s: %s", p->resource,

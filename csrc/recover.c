@@ -57,10 +57,14 @@ static int load(struct remus_journal *j, uint64_t seq, unsigned char *buf,
                 struct remus_segment *seg)
 {
     int file = j->files[seq % j->segments];
-    int err = remus_io_read(j->io, file, buf, (size_t)j->segment_bytes, 0);
-    if (err)
-        return remus_fail(err, "journal %s: read segment %llu: %s", j->dir,
-                          (unsigned long long)seq, remus_errno_text(err));
+    ssize_t n = remus_io_read_upto(j->io, file, buf,
+                                   (size_t)j->segment_bytes, 0);
+    if (n < 0)
+        return remus_fail((int)n, "journal %s: read segment %llu: %s", j->dir,
+                          (unsigned long long)seq, remus_errno_text((int)n));
+    /* Its zeros may have been lost before anything was promised; what is
+     * missing is zero all the same. */
+    memset(buf + n, 0, (size_t)j->segment_bytes - (size_t)n);
     return remus_segment_decode(buf, j->resource, j->segment_bytes, seg) &&
            seg->seq == seq;
 }

@@ -41,6 +41,12 @@ int remus_super_load(remus_io *io, int file, const char *path,
                      const char *resource, struct remus_super *s)
 {
     unsigned char buf[2 * REMUS_PAGE];
+    /* A process that was killed may have left a slot in the page cache only:
+     * what we rely on from here must not vanish with the power. */
+    int err = io->fdatasync(io, file);
+    if (err)
+        return remus_fail(err, "sync %s: %s", path, remus_errno_text(err));
+    io->drop_cache(io, file);
     ssize_t n = remus_io_read_upto(io, file, buf, sizeof buf, 0);
     if (n < 0)
         return remus_fail((int)n, "read %s: %s", path,

@@ -63,7 +63,8 @@ def play(settings: Settings) -> Outcome:
     print(
         f"SQLite on ext4 on a replicated disk, checkpoints every "
         f"{seconds_text(settings.interval_s)} (crash-consistent cuts: nothing is "
-        f"suspended), seed {settings.seed}"
+        f"suspended), seed {settings.seed}",
+        flush=True,
     )
     with cleaning_up() as stack:
         stage = _Stage(settings, stack)

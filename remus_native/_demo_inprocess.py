@@ -35,7 +35,8 @@ def play(settings: Settings) -> Outcome:
     print(
         f"SQLite on plain files, copied into replicated volumes, checkpoints every "
         f"{seconds_text(settings.interval_s)} (crash-consistent cuts: nothing is "
-        f"suspended), seed {settings.seed}"
+        f"suspended), seed {settings.seed}",
+        flush=True,
     )
     outcome = Outcome(interval_s=settings.interval_s)
     folder = settings.folder

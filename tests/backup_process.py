@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SEGMENT = 65536
-JOURNAL = 1 << 20
+SEGMENT = 256 << 10
+JOURNAL = 4 << 20
 
 
 def main(address: str, state_dir: str, *volumes: str) -> None:

@@ -32,7 +32,10 @@ class Pair:
     def __init__(self, folder: Path, sizes: list[int], **options: Any) -> None:
         self.folder = folder
         self.sizes = sizes
-        self.names = [f"xvd{chr(97 + i)}" for i in range(len(sizes))]
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        self.names = [
+            f"xvd{letters[i]}" if i < 26 else f"disk{i}" for i in range(len(sizes))
+        ]
         self.address = f"unix:{folder}/sock"
         self.options = options
         self.shared = {

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A backup on a simulated disk, and the plain Python model beside it."""
+"""A backup on a simulated disk, and the plain Python model beside it.
+
+`World` is the machine: files in memory that lose what was not synced.
+`TestBackup` is the real backup on it, driven record by record.  `Model` holds
+what the primary's disks were at each checkpoint and what the backup has
+promised so far.  `Workload` drives both with the same random steps.
+"""
 
 from __future__ import annotations
 
 import errno
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from remus_native._core import ffi, lib
+from remus_native._binding import ffi, last_error, lib
 
-from remus_native._binding import last_error
-
-NEVER = 2**64 - 1
 SEGMENT = 65536
 SEGMENTS = 6
+PAYLOAD_MAX = SEGMENT // 4
 SIZES = {b"xvda": 256 * 1024, b"xvdb": 128 * 1024 + 512}
 PATHS = {b"xvda": b"/disk/a", b"xvdb": b"/disk/b"}
 NAMES = list(SIZES)
@@ -25,6 +29,8 @@ LOSSES = {
     "tear": lib.REMUS_SIM_TEAR,
     "reorder": lib.REMUS_SIM_REORDER,
 }
+
+Disks = tuple[bytes, ...]
 
 
 class Failed(Exception):
@@ -68,7 +74,15 @@ class World:
     def fail_after(self, ops: int, err: int) -> None:
         lib.remus_sim_fail_after(self.raw, ops, err)
 
-    def crash(self, loss: str, seed: int) -> None:
+    @property
+    def failed_op(self) -> str:
+        return ffi.string(lib.remus_sim_failed_op(self.raw)).decode()
+
+    def drops_cache(self) -> None:
+        """Let drop_cache show what the medium holds."""
+        lib.remus_sim_drops_cache(self.raw, 1)
+
+    def crash(self, loss: str, seed: int = 0) -> None:
         """The process is gone; with "kill" the machine is not."""
         if loss == "kill":
             lib.remus_sim_kill(self.raw)
@@ -76,15 +90,26 @@ class World:
             lib.remus_sim_crash(self.raw, LOSSES[loss], seed)
 
     def read(self, name: bytes) -> bytes:
-        buf = ffi.new("unsigned char[]", SIZES[name])
-        check(lib.remus_sim_read(self.raw, PATHS[name], buf, SIZES[name], 0))
+        return self.read_file(PATHS[name], SIZES[name])
+
+    def read_file(self, path: bytes, length: int) -> bytes:
+        buf = ffi.new("unsigned char[]", length)
+        check(lib.remus_sim_read(self.raw, path, buf, length, 0))
         return bytes(ffi.buffer(buf))
 
-    def disks(self) -> tuple[bytes, ...]:
+    def disks(self) -> Disks:
         return tuple(self.read(name) for name in NAMES)
 
     def poke(self, name: bytes, data: bytes, offset: int) -> None:
         check(lib.remus_sim_poke(self.raw, PATHS[name], data, len(data), offset))
+
+    def segments_begun(self) -> int:
+        """How many segments the journal has begun: its start is a multiple."""
+        newest = 0
+        for i in range(SEGMENTS):
+            header = self.read_file(b"/state/journal/segment.%04d" % i, 16)
+            newest = max(newest, int.from_bytes(header[8:16], "little"))
+        return newest & 0xFFFF
 
 
 class TestBackup:
@@ -101,14 +126,13 @@ class TestBackup:
         config = ffi.new("struct remus_backup_config *")
         config.resource, config.state_dir = keep[0], keep[1]
         config.volumes, config.volume_count = volumes, len(NAMES)
-        config.ack = (
-            lib.REMUS_ACK_DURABLE if ack == "durable" else lib.REMUS_ACK_MEMORY
-        )
+        config.ack = lib.REMUS_ACK_DURABLE if ack == "durable" else lib.REMUS_ACK_MEMORY
         config.journal_bytes = SEGMENT * SEGMENTS
         config.segment_bytes = SEGMENT
         out = ffi.new("remus_backup **")
         check(lib.remus_test_backup_open(config, world.raw, out))
         self.raw = out[0]
+        self._world = world  # the handle uses it until it is gone
         self._epoch = ffi.new("uint64_t *")
 
     def abandon(self) -> None:
@@ -116,6 +140,11 @@ class TestBackup:
         if self.raw is not None:
             lib.remus_test_backup_abandon(self.raw)
             self.raw = None
+
+    def close(self) -> None:
+        """The process ends well."""
+        lib.remus_backup_close(self.raw)
+        self.raw = None
 
     def begin(self) -> None:
         check(lib.remus_test_backup_begin(self.raw))
@@ -133,6 +162,7 @@ class TestBackup:
         return self._epoch[0]
 
     def commit(self, epoch: int) -> None:
+        """As the primary's word comes: not synced by itself."""
         check(lib.remus_test_backup_commit(self.raw, epoch))
 
     def commit_durably(self, epoch: int) -> None:
@@ -145,6 +175,7 @@ class TestBackup:
         check(lib.remus_test_backup_checkpoint(self.raw))
 
     def checkpoints(self) -> list[tuple[int, bytes, bool]]:
+        """(epoch, tag, committed) of each, oldest first."""
         out = ffi.new("struct remus_checkpoint[]", 1024)
         count = check(lib.remus_backup_checkpoints(self.raw, out, 1024))
         return [
@@ -156,102 +187,226 @@ class TestBackup:
             for cp in out[0:count]
         ]
 
-    def promote(self, epoch: int | None = None) -> int:
-        by = lib.REMUS_PROMOTE_DEFAULT if epoch is None else lib.REMUS_PROMOTE_EPOCH
+    def promote(self, epoch: int | None = None, *, tag: bytes | None = None) -> int:
+        by = lib.REMUS_PROMOTE_DEFAULT
+        if tag is not None:
+            by = lib.REMUS_PROMOTE_TAG
+        elif epoch is not None:
+            by = lib.REMUS_PROMOTE_EPOCH
+        name = tag or b""
         check(
             lib.remus_backup_promote(
-                self.raw, by, epoch or 0, ffi.NULL, 0, 0, self._epoch
+                self.raw, by, epoch or 0, name, len(name), 0, self._epoch
             )
         )
         return self._epoch[0]
 
-    def state(self) -> str:
+    def status(self) -> Any:
         status = ffi.new("struct remus_status *")
         check(lib.remus_backup_status(self.raw, status))
-        return ffi.string(lib.remus_state_name(status.state)).decode()
+        return status
+
+    def state(self) -> str:
+        return ffi.string(lib.remus_state_name(self.status().state)).decode()
 
 
 @dataclass
 class Model:
-    """What the primary's disks held at each barrier, and what was promised."""
+    """What the primary's disks held at each barrier, and what was promised.
+
+    A step is noted as given before it is tried and as done after it returned,
+    so whenever the world stops, the model says what may be and what must be.
+    """
 
     now: list[bytearray] = field(
         default_factory=lambda: [bytearray(size) for size in SIZES.values()]
     )
-    at: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
+    #: What each checkpoint holds, and its tag.
+    at: dict[int, Disks] = field(default_factory=dict)
     tags: dict[int, bytes] = field(default_factory=dict)
-    acked: list[int] = field(default_factory=list)
+    #: Barriers that were sent and not acked: perhaps there, perhaps not.
+    pending: list[tuple[Disks, bytes]] = field(default_factory=list)
+    #: The newest epoch that was acked, and how far commits got.
+    acked: int = 0
     commit_given: int = 0
+    commit_written: int = 0
     commit_durable: int = 0
+    #: A begin() returned: from here on there is always a checkpoint.
     started: bool = False
+    #: A promote was tried (to), and returned.
+    promoting: int = 0
+    promoted: bool = False
+    #: How much of it has to be there after the ends since the last recovery:
+    #: all that was "written"; what was "acked"; only what was "applied".
+    kept: str = "written"
 
-    def snapshot(self) -> tuple[bytes, ...]:
+    def snapshot(self) -> Disks:
         return tuple(bytes(disk) for disk in self.now)
+
+    def begin(self, backup: TestBackup) -> None:
+        """A session; the first of all makes a checkpoint of its own."""
+        if not self.started:
+            self.pending.append((self.snapshot(), b""))
+        backup.begin()
+        if not self.started:
+            self.started = True
+            [(epoch, _, _)] = backup.checkpoints()
+            self.arrived(epoch)
+            self.commit_given = self.commit_written = self.commit_durable = epoch
+
+    def arrived(self, epoch: int) -> None:
+        """The newest pending barrier was acked as this epoch."""
+        assert epoch > max(self.at, default=0), "a number was used twice"
+        self.at[epoch], self.tags[epoch] = self.pending[-1]
+        self.pending.clear()
+        self.acked = epoch
+
+    def barrier(self, backup: TestBackup, tag: bytes) -> int:
+        self.pending.append((self.snapshot(), tag))
+        epoch = backup.barrier(tag)
+        self.arrived(epoch)
+        return epoch
+
+    def write(self, backup: TestBackup, volume: int, data: bytes, at: int) -> None:
+        backup.write(volume, data, at)
+        self.now[volume][at : at + len(data)] = data
+
+    def zero(self, backup: TestBackup, volume: int, at: int, length: int) -> None:
+        backup.zero(volume, at, length)
+        self.now[volume][at : at + length] = bytes(length)
+
+    def commit(self, backup: TestBackup, epoch: int, *, durably: bool = False) -> None:
+        self.commit_given = max(self.commit_given, epoch)
+        if durably:
+            backup.commit_durably(epoch)
+            self.commit_durable = max(self.commit_durable, epoch)
+        else:
+            backup.commit(epoch)
+        self.commit_written = max(self.commit_written, epoch)
+
+    def apply(self, backup: TestBackup) -> None:
+        backup.apply()
+        self.commit_durable = self.commit_written
+
+    def promote(self, backup: TestBackup, epoch: int) -> None:
+        self.promoting = epoch
+        assert backup.promote(epoch) == epoch
+        self.promoted = True
+
+    def ended(self, end: str, *, ack: str = "durable", failed: bool = False) -> None:
+        """The process ended like this; perhaps after a failed operation."""
+        survives = "acked" if ack == "durable" else "applied"
+        if end in ("kill", "keep") and not failed:
+            survives = "written"
+        order = ["applied", "acked", "written"]
+        self.kept = min(self.kept, survives, key=order.index)
+
+    def after(self, end: str) -> Model:
+        """A copy for a copy of the world that ended like this."""
+        copy = replace(self, at=dict(self.at), tags=dict(self.tags))
+        copy.ended(end)
+        return copy
+
+    def name_pending(self, offered: list[tuple[int, bytes, bool]]) -> None:
+        """Barriers without an ack turned out to be there, in their order."""
+        waiting = list(self.pending)
+        for epoch, tag, _ in offered:
+            if epoch in self.at:
+                continue
+            assert epoch > max(self.at, default=0), f"epoch {epoch} is from nowhere"
+            while waiting and waiting[0][1] != tag:
+                waiting.pop(0)
+            assert waiting, f"no barrier made epoch {epoch}"
+            self.at[epoch], self.tags[epoch] = waiting.pop(0)
+
+    def resume(self, backup: TestBackup) -> None:
+        """Go on from what a recovered backup has: the primary does."""
+        offered = backup.checkpoints()
+        self.name_pending(offered)
+        self.pending.clear()
+        self.kept = "written"
+        if not offered or not self.started:
+            # Not one session began: the disks are as they were.
+            self.at.clear()
+            self.tags.clear()
+            self.now = [bytearray(size) for size in SIZES.values()]
+            return
+        newest = offered[-1][0]
+        for lost in [epoch for epoch in self.at if epoch > newest]:
+            del self.at[lost], self.tags[lost]
+        self.now = [bytearray(disk) for disk in self.at[newest]]
+        # It says that it has them, so they count from here on.
+        self.acked = newest
+        self.commit_given = self.commit_written = offered[0][0]
+        self.commit_durable = offered[0][0]
 
 
 class Workload:
-    """A fixed sequence of steps, the same for every crash point.
+    """Random steps: the same ones for the same seed."""
 
-    Each step first tells the model what a success will promise, so that a
-    crash in the middle finds the model ready for either outcome.
-    """
-
-    def __init__(self, seed: int = 7, epochs: int = 70) -> None:
+    def __init__(self, seed: int = 7, epochs: int = 100, tail: int = 4) -> None:
         self.seed = seed
         self.epochs = epochs
+        self.tail = tail  # checkpoints at the end that nobody commits
 
-    def run(self, backup: TestBackup, model: Model) -> None:
+    def run(self, backup: TestBackup, model: Model, *, promote: bool = False) -> None:
+        """A session of `epochs` checkpoints; then, if told so, a failover."""
         rng = random.Random(self.seed)
-        # The engine's own first checkpoint, of disks that are all zeroes.
-        model.at[1] = model.snapshot()
-        model.tags[1] = b""
-        backup.begin()
-        model.started = True
-        model.acked.append(1)
-        model.commit_given = model.commit_durable = 1
+        model.begin(backup)
         for i in range(self.epochs):
-            for _ in range(rng.randrange(0, 7) if i % 5 else 0):
-                self.change(rng, backup, model)
-            self.close(backup, model, b"" if i % 3 else f"cp{i}".encode())
-            if i % 2 == 1:
-                epoch = model.acked[-rng.randrange(1, 3)]
-                model.commit_given = max(model.commit_given, epoch)
-                backup.commit(epoch)
-            if i % 4 == 3:
-                backup.apply()
-                model.commit_durable = model.commit_given
-            if i % 4 == 1 or i % 6 == 5:
-                backup.checkpoint()
+            self.epoch(rng, backup, model, i)
+        for i in range(self.tail):
+            self.change(rng, backup, model)
+            model.barrier(backup, b"tail%d" % i)
+        self.change(rng, backup, model)  # of an epoch that is never closed
+        if promote:
+            offered = [epoch for epoch, _, _ in backup.checkpoints()]
+            model.promote(backup, offered[-2])
+
+    def epoch(
+        self, rng: random.Random, backup: TestBackup, model: Model, i: int
+    ) -> None:
+        for _ in range(rng.randrange(0, 7) if i % 5 else 0):
+            self.change(rng, backup, model)
+        model.barrier(backup, b"" if i % 3 else b"cp%d" % i)
+        step = rng.randrange(12)
+        if backup.status().journal_bytes >= 4 * SEGMENT:
+            model.commit(backup, model.acked)
+            model.apply(backup)
+            backup.checkpoint()
+        elif step < 4:
+            prepared = [n for n in model.at if n > model.commit_given]
+            if prepared:
+                model.commit(backup, rng.choice(prepared[:4]), durably=step == 0)
+        elif step < 6:
+            model.apply(backup)
+        elif step < 7:
+            backup.checkpoint()
 
     @staticmethod
     def change(rng: random.Random, backup: TestBackup, model: Model) -> None:
         volume = rng.randrange(len(NAMES))
         size = SIZES[NAMES[volume]]
-        length = rng.choice([1, 17, 512, 4096, 5000, 12000])
-        # A narrow window: epochs overwrite one another.
-        offset = rng.randrange(min(40000, size - length))
+        length = rng.choice([1, 17, 511, 512, 4096, 5000, 12000, PAYLOAD_MAX])
+        # A narrow window, so that epochs overwrite one another, and the end.
+        at = rng.randrange(40000) if rng.random() < 0.9 else size - length
         if rng.random() < 0.2:
-            model.now[volume][offset : offset + length] = bytes(length)
-            backup.zero(volume, offset, length)
+            model.zero(backup, volume, at, length)
         else:
-            data = rng.randbytes(length)
-            model.now[volume][offset : offset + length] = data
-            backup.write(volume, data, offset)
-
-    @staticmethod
-    def close(backup: TestBackup, model: Model, tag: bytes) -> None:
-        # The number is not known before the barrier is in.
-        epoch = max(model.at) + 1
-        model.at[epoch] = model.snapshot()
-        model.tags[epoch] = tag
-        assert backup.barrier(tag) == epoch
-        model.acked.append(epoch)
+            model.write(backup, volume, rng.randbytes(length), at)
 
 
 def run_until_failure(
-    world: World, work: Callable[[TestBackup], None], *, ack: str = "durable"
+    world: World,
+    work: Callable[[TestBackup], None],
+    *,
+    ack: str = "durable",
+    close: bool = False,
 ) -> Failed | None:
-    """Open a backup and work until done or until the world stops."""
+    """Open a backup and work until done or until something fails.
+
+    Then its process dies, or (close) ends well.
+    """
     backup = None
     try:
         backup = TestBackup(world, ack=ack)
@@ -259,6 +414,8 @@ def run_until_failure(
     except Failed as error:
         return error
     finally:
-        if backup is not None:
+        if backup is not None and close:
+            backup.close()
+        elif backup is not None:
             backup.abandon()
     return None

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,13 +90,12 @@ def folder(short_folder: Path) -> Iterator[Path]:
 @pytest.fixture
 def short_folder(tmp_path: Path) -> Iterator[Path]:
     """The socket's path has 107 bytes at most; pytest's folders can be long."""
-    link = Path(f"/tmp/remus-test-{os.getpid()}")
-    link.mkdir(mode=0o700)
+    short = Path(tempfile.mkdtemp(prefix="remus-test-"))
     try:
-        yield link
+        yield short
     finally:
-        if not any(link.iterdir()):
-            link.rmdir()
+        if not any(short.iterdir()):
+            short.rmdir()
 
 
 def check_account(said: str, *, fsck: str) -> None:

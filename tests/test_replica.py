@@ -7,7 +7,9 @@ import contextlib
 import errno
 import random
 import socket
+import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -443,3 +445,57 @@ def test_changed_journal_limits_are_refused(make_pair):
     pair.options["journal_bytes"] = 2 << 20
     with pytest.raises((ConfigError, StateError), match="restore the limits"):
         pair.open_backup()
+
+
+def test_64_volumes(make_pair):
+    pair = make_pair([4096 * (1 + i % 3) for i in range(64)])
+    for i in range(64):
+        pair.primary.pwrite(i, bytes([i + 1]) * 512, 512)
+    epoch = checkpoint(pair.primary)
+    pair.primary.close()
+    assert pair.backup.promote() == epoch
+    for i in range(64):
+        image = pair.image("backup", i)
+        assert image == pair.image("primary", i)
+        assert image[512:1024] == bytes([i + 1]) * 512
+
+
+@pytest.mark.fuse  # loop devices need root, as mounts do
+def test_block_devices(tmp_path):
+    size = 1 << 20
+    with contextlib.ExitStack() as stack:
+        loops = {}
+        for side in ("p", "b"):
+            (tmp_path / side).mkdir()
+            image = tmp_path / f"{side}.img"
+            image.write_bytes(random.Random(side).randbytes(size))
+            loops[side] = subprocess.check_output(
+                ["losetup", "-f", "--show", image], text=True
+            ).strip()
+            stack.callback(subprocess.run, ["losetup", "-d", loops[side]], check=True)
+        address = f"unix:{tmp_path}/sock"
+        with Backup(
+            "guest0",
+            state_dir=tmp_path / "b",
+            volumes=[Volume("xvda", loops["b"])],
+            journal_bytes=1 << 20,
+            segment_bytes=65536,
+        ) as backup:
+            backup.serve(address)
+            with Primary(
+                "guest0",
+                state_dir=tmp_path / "p",
+                volumes=[Volume("xvda", loops["p"], size)],
+                address=address,
+            ) as primary:
+                primary.wait_protected(timeout_s=20)
+                assert primary.size("xvda") == size
+                primary.pwrite("xvda", b"across sectors", 508)
+                primary.discard("xvda", 65536, 65536)
+                primary.flush("xvda")
+                epoch = checkpoint(primary)
+            assert backup.promote() == epoch
+        sides = [Path(loop).read_bytes() for loop in loops.values()]
+    assert sides[0] == sides[1]
+    assert sides[0][508:522] == b"across sectors"
+    assert sides[0][65536:131072] == bytes(65536)

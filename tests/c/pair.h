@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the C tests share: checks, and a primary and backup in a folder. */
+#ifndef REMUS_TEST_PAIR_H
+#define REMUS_TEST_PAIR_H
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "primary.h"
+#include "remus.h"
+
+#define CHECK(expr)                                                          \
+    do {                                                                     \
+        long long rc_ = (long long)(expr);                                   \
+        if (rc_ < 0) {                                                       \
+            fprintf(stderr, "%s:%d: %s = %lld: %s\n", __FILE__, __LINE__,    \
+                    #expr, rc_, remus_last_error());                         \
+            exit(1);                                                         \
+        }                                                                    \
+    } while (0)
+#define EXPECT(cond)                                                         \
+    do {                                                                     \
+        if (!(cond)) {                                                       \
+            fprintf(stderr, "%s:%d: not true: %s (%s)\n", __FILE__,          \
+                    __LINE__, #cond, remus_last_error());                    \
+            exit(1);                                                         \
+        }                                                                    \
+    } while (0)
+
+#define PAIR_VOLUMES 2
+
+struct pair {
+    char dir[64];
+    char disk[2][PAIR_VOLUMES][128]; /* primary's, backup's */
+    char state[2][128];
+    char address[128];
+    uint64_t size[PAIR_VOLUMES];
+    remus_primary *p;
+    remus_backup *b;
+};
+
+static inline void pair_disk(const char *name, uint64_t size)
+{
+    int fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    CHECK(fd);
+    CHECK(ftruncate(fd, (off_t)size));
+    close(fd);
+}
+
+/* Both sides open and Protected; `io` NULL: the system's. */
+static inline void pair_open(struct pair *t, uint64_t size_a, uint64_t size_b,
+                             remus_io *io)
+{
+    static const char *const side[2] = {"primary", "backup"};
+    struct remus_volume v[2][PAIR_VOLUMES];
+    memset(t, 0, sizeof *t);
+    t->size[0] = size_a;
+    t->size[1] = size_b;
+    char dir[] = "/tmp/remus-test-XXXXXX";
+    EXPECT(mkdtemp(dir));
+    strcpy(t->dir, dir);
+    snprintf(t->address, sizeof t->address, "unix:%s/sock", dir);
+    for (int s = 0; s < 2; s++) {
+        snprintf(t->state[s], sizeof t->state[s], "%s/%s", dir, side[s]);
+        CHECK(mkdir(t->state[s], 0700));
+        for (int i = 0; i < PAIR_VOLUMES; i++) {
+            snprintf(t->disk[s][i], sizeof t->disk[s][i], "%s/%s.%c", dir,
+                     side[s], 'a' + i);
+            pair_disk(t->disk[s][i], t->size[i]);
+            v[s][i] = (struct remus_volume){i ? "b" : "a", t->disk[s][i],
+                                            t->size[i]};
+        }
+    }
+    const struct remus_backup_config bc = {.resource = "guest0",
+                                           .state_dir = t->state[1],
+                                           .volumes = v[1],
+                                           .volume_count = PAIR_VOLUMES,
+                                           .journal_bytes = 2u << 20,
+                                           .segment_bytes = 256u << 10};
+    const struct remus_primary_config pc = {.resource = "guest0",
+                                            .state_dir = t->state[0],
+                                            .volumes = v[0],
+                                            .volume_count = PAIR_VOLUMES,
+                                            .address = t->address,
+                                            .queue_bytes = 4u << 20};
+    CHECK(remus_backup_open(&bc, &t->b));
+    CHECK(remus_backup_serve(t->b, t->address, 0, 0));
+    CHECK(remus_primary_open_io(&pc, io ? io : remus_io_system(), &t->p));
+    CHECK(remus_primary_wait_protected(t->p, 20000));
+}
+
+/* One committed checkpoint; its number. */
+static inline uint64_t pair_checkpoint(struct pair *t)
+{
+    uint64_t epoch;
+    CHECK(remus_primary_postsuspend(t->p, NULL, 0, &epoch));
+    CHECK(remus_primary_preresume(t->p, epoch, 20000));
+    CHECK(remus_primary_commit(t->p, epoch));
+    return epoch;
+}
+
+static inline void pair_same(const char *a, const char *b, uint64_t size)
+{
+    unsigned char *x = malloc(size), *y = malloc(size);
+    int fa = open(a, O_RDONLY | O_CLOEXEC), fb = open(b, O_RDONLY | O_CLOEXEC);
+    EXPECT(x && y);
+    EXPECT(read(fa, x, size) == (ssize_t)size);
+    EXPECT(read(fb, y, size) == (ssize_t)size);
+    for (uint64_t i = 0; i < size; i++)
+        if (x[i] != y[i]) {
+            fprintf(stderr, "%s and %s differ at %llu: %02x %02x\n", a, b,
+                    (unsigned long long)i, x[i], y[i]);
+            exit(1);
+        }
+    close(fa);
+    close(fb);
+    free(x);
+    free(y);
+}
+
+/* Close the primary, promote to `epoch`, compare every byte, clean up. */
+static inline void pair_prove_and_close(struct pair *t, uint64_t epoch)
+{
+    uint64_t promoted;
+    remus_primary_close(t->p);
+    CHECK(remus_backup_promote(t->b, REMUS_PROMOTE_EPOCH, epoch, NULL, 0, 0,
+                               &promoted));
+    EXPECT(promoted == epoch);
+    remus_backup_close(t->b);
+    for (int i = 0; i < PAIR_VOLUMES; i++)
+        pair_same(t->disk[0][i], t->disk[1][i], t->size[i]);
+    char command[128];
+    snprintf(command, sizeof command, "rm -r %s", t->dir);
+    EXPECT(system(command) == 0);
+}
+
+#endif
