@@ -331,6 +331,7 @@ class Primary(_Handle):
         self._names = {volume.name: i for i, volume in enumerate(volumes)}
         self._epoch = ffi.new("uint64_t *")  # postsuspend, under _epoch_lock
         self._epoch_lock = threading.Lock()
+        self._exports: list[Export] = []
         self._raw = out[0]
 
     def __enter__(self) -> Primary:
@@ -462,9 +463,12 @@ class Primary(_Handle):
     def close(self) -> None:
         """End replication cleanly and close the disks; idempotent.
 
-        What is queued is sent, for at most ``loss_ms``.  Waits for calls
-        that other threads are in: one in `preresume` ends with its timeout.
+        What is queued is sent, for at most ``loss_ms``.  Its exports are
+        closed first.  Waits for calls that other threads are in: one in
+        `preresume` ends with its timeout.
         """
+        for export in list(self._exports):
+            export.close()
         raw = self._take()
         if raw is not None:
             lib.remus_primary_close(raw)
@@ -594,7 +598,7 @@ class Export(_Handle):
 
     Each volume is a file of its size that answers the checkpoint ioctls;
     ``status`` and ``status.json`` say what the resource does.  Needs
-    /dev/fuse and root (or fusermount3).  Close it before the primary.
+    /dev/fuse and root (or fusermount3).  The primary's close closes it too.
     """
 
     def __init__(
@@ -627,6 +631,7 @@ class Export(_Handle):
             primary._leave()
             raise_for(rc, invalid=ConfigError)
         self._raw = out[0]
+        primary._exports.append(self)
 
     def __enter__(self) -> Export:
         return self
@@ -650,6 +655,7 @@ class Export(_Handle):
         raw = self._take()
         if raw is not None:
             lib.remus_export_close(raw)
+            self._primary._exports.remove(self)
             self._primary._leave()
 
 

@@ -129,3 +129,33 @@ def superblock(data: bytes, resource: str) -> dict[str, int]:
     if not best:
         raise Invalid("no valid slot")
     return best
+
+
+def encode(
+    kind: int,
+    payload: bytes = b"",
+    *,
+    flags: int = 0,
+    volume: int = 0,
+    offset: int = 0,
+    span: int = 0,
+    epoch: int = 0,
+    session: int = 0,
+    number: int = 0,
+) -> bytes:
+    """A record as it goes over the wire."""
+    head = HEADER.pack(
+        int.from_bytes(b"REMS", "little"), kind, flags, volume, 0, len(payload),
+        offset, span, epoch, session, number,
+        crc32c(payload) if payload else 0, 0,
+    )[:60]  # fmt: skip
+    return head + crc32c(head).to_bytes(4, "little") + payload
+
+
+def hello(resource: str, volumes: list[tuple[str, int]], *, version: int = 1) -> bytes:
+    """The payload of a HELLO."""
+    fixed = struct.pack("<IBBHQ16s64s", version, 0, 0, len(volumes), 1, b"g" * 16,
+                        resource.encode())  # fmt: skip
+    return fixed + b"".join(
+        struct.pack("<64sQ", name.encode(), size) for name, size in volumes
+    )

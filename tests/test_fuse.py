@@ -165,6 +165,13 @@ def test_nothing_is_left_behind(mounted):
         os.pread(fd, 1, 0)
 
 
+def test_the_primary_closes_its_exports_first(mounted):
+    m = mounted()
+    m.pair.primary.close()
+    assert m.export.closed
+    assert not os.path.ismount(m.at)
+
+
 def test_a_live_mount_is_not_covered(mounted):
     m = mounted()
     with pytest.raises((ConfigError, StateError)) as caught:

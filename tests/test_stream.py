@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A backup and what a primary, a faulty one or a stranger may send it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import formats
+import pytest
+
+from remus_native import Backup, State, StateError, Volume
+
+HELLO, REPLY, RESYNC, ERROR, BYE = 1, 2, 9, 11, 12
+BEGIN, FLUSH, FLUSHED, END, DONE = 1, 2, 3, 4, 5
+SIZE = 65536
+SESSION = 0x5E55104
+
+
+class Peer:
+    """A primary made of bytes, after docs/formats.md."""
+
+    def __init__(self, path: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(10)
+        self.socket.connect(path)
+        self.buffer = b""
+
+    def send(self, kind: int, payload: bytes = b"", **fields: int) -> None:
+        self.socket.sendall(formats.encode(kind, payload, session=SESSION, **fields))
+
+    def receive(self, *skip: int) -> formats.Record:
+        """The next record that is not a ping or of a type to skip."""
+        while True:
+            while True:
+                try:
+                    record = formats.record(self.buffer)
+                    break
+                except formats.Invalid:
+                    data = self.socket.recv(65536)
+                    if not data:
+                        raise EOFError from None
+                    self.buffer += data
+            self.buffer = self.buffer[64 + len(record.payload) :]
+            if record.type != 10 and record.type not in skip:
+                return record
+
+    def error(self) -> str:
+        """The reason with which the backup ends the connection."""
+        record = self.receive(formats.ACK, 8)
+        assert record.type == ERROR
+        with pytest.raises(EOFError):
+            self.receive()
+        return record.payload.decode()
+
+    def greet(self) -> int:
+        """Hello and its reply; the number of the first counted record."""
+        self.send(HELLO, formats.hello("guest0", [("xvda", SIZE)]))
+        reply = self.receive()
+        assert reply.type == REPLY
+        return int.from_bytes(reply.payload[16:24], "little")
+
+    def copy(self, first_epoch: int = 1) -> None:
+        """A first copy of one block."""
+        self.send(RESYNC, flags=BEGIN)
+        self.send(formats.WRITE, b"copied", flags=1, offset=100)
+        self.send(RESYNC, flags=FLUSH)
+        assert self.receive().flags == FLUSHED
+        self.send(RESYNC, flags=END, epoch=first_epoch)
+        assert self.receive().flags == DONE
+
+
+@pytest.fixture
+def backup(tmp_path: Path) -> Iterator[Backup]:
+    (tmp_path / "disk").write_bytes(bytes(SIZE))
+    (tmp_path / "state").mkdir()
+    with Backup(
+        "guest0",
+        state_dir=tmp_path / "state",
+        volumes=[Volume("xvda", tmp_path / "disk")],
+        journal_bytes=1 << 20,
+        segment_bytes=65536,
+    ) as handle:
+        handle.serve(f"unix:{tmp_path}/sock", loss_ms=500)
+        yield handle
+
+
+@pytest.fixture
+def peer(backup: Backup, tmp_path: Path) -> Iterator[Peer]:
+    with ExitStack() as stack:
+        made = Peer(str(tmp_path / "sock"))
+        stack.callback(made.socket.close)
+        yield made
+
+
+def barrier(recs: list[bytes], epoch: int, number: int) -> dict[str, int]:
+    run = formats.running_crc([formats.record(rec) for rec in recs])
+    return {"offset": len(recs), "span": run, "epoch": epoch, "number": number}
+
+
+def write(data: bytes, offset: int, epoch: int, number: int) -> bytes:
+    return formats.encode(
+        formats.WRITE, data, offset=offset, epoch=epoch, session=SESSION, number=number
+    )
+
+
+def one_epoch(peer: Peer) -> int:
+    """Copied, and epoch 1 acked and committed; the next number."""
+    n = peer.greet()
+    peer.copy()
+    rec = write(b"one", 0, 1, n)
+    peer.socket.sendall(rec)
+    peer.send(formats.BARRIER, b"tag1", **barrier([rec], 1, n + 1))
+    ack = peer.receive()
+    assert (ack.type, ack.epoch) == (formats.ACK, 1)
+    peer.send(formats.COMMIT, epoch=1)
+    assert peer.receive().type == 8  # durably consistent
+    return n + 2
+
+
+def test_the_page_is_enough_to_write_a_primary(backup, peer, tmp_path):
+    one_epoch(peer)
+    assert backup.status().state is State.PROTECTED
+    peer.send(BYE)
+    with pytest.raises(EOFError):
+        peer.receive()
+    assert backup.promote(tag="tag1") == 1
+    disk = (tmp_path / "disk").read_bytes()
+    assert disk[:3] == b"one"
+    assert disk[100:106] == b"copied"
+
+
+def test_inconsistent_until_the_first_commit(backup, peer):
+    n = peer.greet()
+    assert backup.checkpoints() == ()
+    peer.copy()
+    peer.send(formats.BARRIER, **barrier([], 1, n))
+    assert peer.receive().type == formats.ACK
+    assert backup.checkpoints() == ()
+    peer.send(BYE)
+    with pytest.raises(EOFError):
+        peer.receive()
+    with pytest.raises(StateError, match="Inconsistent"):
+        backup.promote()
+
+
+@pytest.mark.parametrize("at", [3, 4, 17, 40, 59, 62, 66])
+def test_a_damaged_record_ends_the_connection(backup, peer, at):
+    n = one_epoch(peer)
+    rec = bytearray(write(b"two", 0, 2, n))
+    rec[at] ^= 0x10
+    peer.socket.sendall(bytes(rec) + bytes(4096))
+    assert "CRC" in (reason := peer.error()) or "magic" in reason
+    assert [cp.epoch for cp in backup.checkpoints()] == [1]
+    assert reason in backup.status().reason
+
+
+@pytest.mark.parametrize(
+    ("record", "match"),
+    [
+        (lambda n: write(b"x", 0, 2, n + 1), "expected"),
+        (lambda n: write(b"x", 0, 3, n), "expected"),
+        (lambda n: write(b"x", SIZE, 2, n), "outside of"),
+        (lambda n: write(b"x" * 20000, 0, 2, n), "limit here"),
+        (lambda n: formats.encode(3, b"x", volume=9, epoch=2, session=SESSION,
+                                  number=n), "no volume 9"),
+        (lambda n: formats.encode(3, b"x", epoch=2, session=1, number=n), "session"),
+        (lambda n: formats.encode(3, b"x", flags=1, session=SESSION), "outside of a"),
+        (lambda n: formats.encode(5, b"x" * 33, epoch=2, session=SESSION, number=n),
+         "tag of 33"),
+        (lambda n: formats.encode(5, epoch=2, offset=1, session=SESSION, number=n),
+         "announced"),
+        (lambda n: formats.encode(7, epoch=9, session=SESSION), "not prepared"),
+        (lambda n: formats.encode(9, flags=77, session=SESSION), "unknown step"),
+        (lambda n: formats.encode(99, session=SESSION), "unknown type"),
+        (lambda n: formats.encode(6, session=SESSION), "from a primary"),
+    ],
+)  # fmt: skip
+def test_a_wrong_record_ends_the_connection(backup, peer, record, match):
+    n = one_epoch(peer)
+    peer.socket.sendall(record(n))
+    assert match in peer.error()
+    assert [cp.epoch for cp in backup.checkpoints()] == [1]
+
+
+@pytest.mark.parametrize(
+    ("payload", "match"),
+    [
+        (formats.hello("guest1", [("xvda", SIZE)]), "resource guest1"),
+        (formats.hello("guest0", [("xvdb", SIZE)]), "xvdb on the primary"),
+        (formats.hello("guest0", [("xvda", 512)]), "make them equal"),
+        (formats.hello("guest0", [("xvda", SIZE)] * 2), "2 volumes"),
+        (formats.hello("guest0", [("xvda", SIZE)], version=9), "version 9"),
+        (b"", "too short"),
+        (formats.hello("guest0", [("xvda", SIZE)])[:-1], "with 1 volumes"),
+    ],
+)
+def test_a_wrong_hello_is_refused(backup, peer, payload, match):
+    peer.send(HELLO, payload)
+    assert match in peer.error()
+    assert not backup.status().connected
+
+
+def test_who_says_nothing_is_dropped(backup, peer):
+    assert "said nothing" in peer.error()
+
+
+def test_a_session_that_ends_in_an_epoch_leaves_no_trace(backup, peer, tmp_path):
+    n = one_epoch(peer)
+    peer.socket.sendall(write(b"never closed", 0, 2, n))
+    peer.socket.close()
+    backup.promote()
+    assert (tmp_path / "disk").read_bytes()[:12] == b"one" + bytes(9)
