@@ -56,7 +56,8 @@ system-packages:
 	        build="$$build python3-dev"; \
 	    for pair in fusermount3:fuse3 mkfs.ext4:e2fsprogs \
 	        losetup:mount setarch:util-linux mount:mount fio:fio \
-	        qemu-img:qemu-utils sqlite3:sqlite3 busybox:busybox \
+	        qemu-img:qemu-utils qemu-system-x86_64:qemu-system-x86 \
+	        sqlite3:sqlite3 busybox:busybox \
 	        shellcheck:shellcheck; do \
 	        has "$${pair%%:*}" || tests="$$tests $${pair##*:}"; \
 	    done; \
