@@ -316,6 +316,11 @@ static int init(remus_primary *p, const struct remus_primary_config *c)
                           "send queue of %u bytes: give a multiple of 4096 "
                           "from %u to %u",
                           queue, QUEUE_LEAST, 1u << 30);
+    if (c->loss_ms && c->loss_ms < 2 * REMUS_PING_MS)
+        return remus_fail(-EINVAL,
+                          "loss after %u ms of silence: pings come every %u "
+                          "ms; give at least %u",
+                          c->loss_ms, REMUS_PING_MS, 2 * REMUS_PING_MS);
     p->ack = c->ack;
     p->commit_by = c->commit_by;
     p->max_pause_ms = c->max_pause_ms ? c->max_pause_ms : 200;

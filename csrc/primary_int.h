@@ -33,7 +33,7 @@
 #define REMUS_UNACKED_MAX 64u  /* barriers without an ack */
 #define REMUS_LINGER_MS 100    /* the rx thread stays away so long after a
                                   caller was the receiver */
-#define REMUS_PING_MS 500
+#define REMUS_PING_MS 500u     /* both sides */
 
 /* A range of a volume with a write (or a copy's read) in flight. */
 struct remus_range {

@@ -248,7 +248,8 @@ struct remus_primary_config {
     int commit_by;              /* enum remus_commit_by */
     uint32_t queue_bytes;       /* send queue at most; 0: 64 MiB */
     uint32_t max_pause_ms;      /* queue at most this much time; 0: 200 */
-    uint32_t loss_ms;           /* silence that means loss; 0: 3000 */
+    uint32_t loss_ms;           /* silence that means loss, at least 1000;
+                                   0: 3000 */
     uint32_t stall_ms;          /* a write that waited so long ends
                                    replication; 0: 10000 */
     uint32_t connect_ms;        /* pause between first connects; 0: 250 */

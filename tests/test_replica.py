@@ -9,9 +9,11 @@ import random
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from backup_process import BackupProcess
 
 from remus_native import (
     Backup,
@@ -359,6 +361,7 @@ def test_noise_on_the_socket_does_not_disturb(make_pair):
         ({"ack": "sometimes"}, '"durable", "memory"'),
         ({"tls": "psk"}, "tls"),
         ({"queue_bytes": 17}, "multiple of 4096"),
+        ({"loss_ms": 300}, "at least 1000"),
         ({"volumes": []}, "no volumes"),
         ({"volumes": [Volume("a/b", "x")]}, "1 to 63 characters"),
         ({"volumes": [Volume("status", "x")]}, "taken by the status file"),
@@ -499,3 +502,43 @@ def test_block_devices(tmp_path):
     assert sides[0] == sides[1]
     assert sides[0][508:522] == b"across sectors"
     assert sides[0][65536:131072] == bytes(65536)
+
+
+def test_a_stopped_backup_is_noticed_and_the_guest_goes_on(tmp_path):
+    """No socket closes: only the silence tells."""
+    for name in ("p", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}.img").write_bytes(bytes(1 << 20))
+    address = f"unix:{tmp_path}/sock"
+    backup = BackupProcess(address, tmp_path / "b", {"xvda": tmp_path / "b.img"})
+    with contextlib.ExitStack() as stack:
+        stack.callback(backup.kill)
+        primary = stack.enter_context(
+            Primary(
+                "guest0",
+                state_dir=tmp_path / "p",
+                volumes=[Volume("xvda", tmp_path / "p.img")],
+                address=address,
+                loss_ms=1000,
+            )
+        )
+        primary.wait_protected(timeout_s=20)
+        primary.pwrite(0, b"safe", 0)
+        safe = checkpoint(primary, "safe")
+        backup.pause()
+        primary.pwrite(0, b"lost", 0)
+        epoch = primary.postsuspend()
+        start = time.monotonic()
+        with pytest.raises(CheckpointTimeout):
+            primary.preresume(epoch, timeout_s=0.2)
+        with pytest.raises(ReplicationLost, match="nothing from it for"):
+            primary.preresume(epoch, timeout_s=20)
+        assert 0.5 < time.monotonic() - start < 5
+        for i in range(64):
+            primary.pwrite(0, bytes([i]) * 16384, i * 16384)
+        assert primary.status().state is State.UNPROTECTED
+        # What arrives late does not make it protected again.
+        backup.go_on()
+        with pytest.raises(ReplicationLost):
+            primary.postsuspend()
+        primary.preresume(safe)
