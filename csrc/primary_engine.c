@@ -353,7 +353,9 @@ static void check_silence(remus_primary *p, uint64_t now)
 {
     pthread_mutex_lock(&p->lock);
     int up = p->stats.connected;
-    uint64_t silent_ms = (now - p->last_rx_ns) / 1000000u;
+    /* Something may have come in since `now` was read. */
+    uint64_t silent_ms =
+        now > p->last_rx_ns ? (now - p->last_rx_ns) / 1000000u : 0;
     uint64_t stalled_ms = remus_primary_oldest_wait(p, now) / 1000000u;
     /* Nothing but a ping is waiting to be sent: room is not what lacks. */
     int credit = p->journaled && remus_sendq_bytes(&p->queue) < REMUS_PAGE;

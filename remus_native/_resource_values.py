@@ -32,6 +32,7 @@ VOLUMES_MAX = 64
 SOCKET_PATH_MAX = 107  # bytes in sun_path, less its NUL
 SEGMENT = (64 << 10, (4 << 30) - 4096)  # bytes, at least and at most
 SEGMENTS = (4, 65536)  # of one journal
+LOSS_MIN_MS = 1000  # two pings
 PAGE = 4096
 NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,63}")
 RESERVED_NAMES = ("status", "status.json")  # files of the mounted directory
@@ -307,6 +308,16 @@ def a_duration(value: Any) -> int:
     if duration > U32_MAX:
         raise Bad(f"at most {U32_MAX} ms", "choose a shorter time")
     return duration
+
+
+def a_loss(value: Any) -> int:
+    loss = a_duration(value)
+    if loss < LOSS_MIN_MS:
+        raise Bad(
+            f"at least {LOSS_MIN_MS} ms, for pings come every {LOSS_MIN_MS // 2} ms",
+            "choose a longer time",
+        )
+    return loss
 
 
 def a_who(value: Any) -> str | int:

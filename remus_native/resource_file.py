@@ -33,7 +33,6 @@ from ._resource_disks import (
 )
 from ._resource_values import (
     SEGMENTS,
-    U32_MAX,
     VOLUMES_MAX,
     Problems,
     ResourceFileError,
@@ -41,6 +40,7 @@ from ._resource_values import (
     Table,
     a_duration,
     a_flag,
+    a_loss,
     a_mode,
     a_name,
     a_path,
@@ -279,9 +279,9 @@ def _read_limits(table: Table) -> Limits:
     limits = Limits(
         journal=table.take("journal", a_size, usual.journal),
         segment=table.take("segment", a_segment, usual.segment),
-        queue=table.take("queue", size_between(1 << 20, U32_MAX), usual.queue),
+        queue=table.take("queue", size_between(4 << 20, 1 << 30), usual.queue),
         max_pause_ms=table.take("max_pause", a_duration, usual.max_pause_ms),
-        loss_ms=table.take("loss", a_duration, usual.loss_ms),
+        loss_ms=table.take("loss", a_loss, usual.loss_ms),
         stall_ms=table.take("stall", a_duration, usual.stall_ms),
     )
     if not table.problems.lines:

@@ -93,7 +93,7 @@ def test_every_key() -> None:
             top='tls = "off"\nack = "memory"\ncommit_by = "backup"\nsame_host = false',
             primary='mount = "/run/m"',
             backup='journal = "/fast/j"',
-            limits='journal = "1GiB"\nsegment = 65536\nqueue = "1MiB"\n'
+            limits='journal = "1GiB"\nsegment = 65536\nqueue = "4MiB"\n'
             'max_pause = "0.5s"\nloss = "1min"\nstall = "1500ms"',
             volume='owner = 107\ngroup = "root"\nmode = "0660"',
             rest=SECOND,
@@ -106,7 +106,7 @@ def test_every_key() -> None:
     )
     assert resource.primary.mount == "/run/m"
     assert resource.backup.journal == "/fast/j"
-    assert resource.limits == Limits(1 << 30, 65536, 1 << 20, 500, 60_000, 1500)
+    assert resource.limits == Limits(1 << 30, 65536, 4 << 20, 500, 60_000, 1500)
     assert resource.nodes() == [Node(107, 0, 0o660), Node(0, 0, 0o600)]
     assert resource.volumes[1].size is None
 
@@ -195,7 +195,8 @@ def test_no_durations(value: object) -> None:
         ({"backup": "journal = 3"}, "backup.journal", "an absolute path, got 3"),
         ({"backup": "mount = '/m'"}, "backup.mount", "mount belongs into [primary]"),
         ({"limits": "loss = 3"}, "limits.loss", '"200ms" or "3s", got 3'),
-        ({"limits": "queue = '8GiB'"}, "limits.queue", "1048576 to 4294967295"),
+        ({"limits": "loss = '300ms'"}, "limits.loss", "at least 1000 ms"),
+        ({"limits": "queue = '8GiB'"}, "limits.queue", "4194304 to 1073741824"),
         ({"limits": "segment = 5000000"}, "limits.segment", "multiple of 4096"),
         ({"limits": "journal = '32MiB'"}, "limits.journal", "4 to 65536 segments"),
         ({"limits": "max_pause = '50days'"}, "limits.max_pause", "ms, s or min"),
