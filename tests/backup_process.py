@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 SEGMENT = 256 << 10
@@ -50,7 +51,14 @@ class BackupProcess:
             raise RuntimeError(f"the backup process said {line!r}")
 
     def pause(self) -> None:
+        """SIGSTOP, and wait until every thread has stopped."""
         self.process.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        while any(
+            (task / "stat").read_text().rpartition(")")[2].split()[0] != "T"
+            for task in tasks.iterdir()
+        ):
+            time.sleep(0.001)
 
     def go_on(self) -> None:
         self.process.send_signal(signal.SIGCONT)
