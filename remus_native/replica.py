@@ -8,16 +8,33 @@ puts a primary's volumes into the file system as FUSE nodes, and
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
-from ._binding import ffi, lib, milliseconds, text
+from ._binding import ffi, lib, milliseconds
+from ._values import (
+    ACKS,
+    COMMIT_BY,
+    Ack,
+    Buffer,
+    Checkpoint,
+    CommitBy,
+    Node,
+    State,
+    Status,
+    Tag,
+    Tls,
+    Volume,
+    choice,
+    encode_tag,
+    number,
+    status_from,
+    tls_off,
+)
 from .errors import (
     ConfigError,
     DeviceNotReady,
@@ -27,168 +44,19 @@ from .errors import (
     raise_for,
 )
 
-Ack = Literal["durable", "memory"]
-CommitBy = Literal["primary", "backup"]
-Tls = Literal["off"]
-Tag = int | str | bytes
-Buffer = bytes | bytearray | memoryview
-
-_ACKS = {"durable": 0, "memory": 1}
-_COMMIT_BY = {"primary": 0, "backup": 1}
-
-
-class State(str, enum.Enum):
-    """What a resource is doing; docs/operations.md tells what to do in each."""
-
-    CONNECTING = "Connecting"
-    CATCHING_UP = "CatchingUp"
-    PROTECTED = "Protected"
-    UNPROTECTED = "Unprotected"
-    PROMOTING = "Promoting"
-    PROMOTED = "Promoted"
-    SPLIT_BRAIN = "SplitBrain"
-    INCONSISTENT = "Inconsistent"
-    STANDBY = "Standby"
-    FAILED = "Failed"
-
-    def __str__(self) -> str:
-        return self.value
-
-
-@dataclass(frozen=True)
-class Volume:
-    """One disk of a resource.
-
-    ``path`` is a regular file or block device of this host.  ``size`` in
-    bytes must be the file's own; None takes the file's.
-    """
-
-    name: str
-    path: str | os.PathLike[str]
-    size: int | None = None
-
-
-@dataclass(frozen=True)
-class Node:
-    """Owner and mode of a volume's FUSE node."""
-
-    uid: int = 0
-    gid: int = 0
-    mode: int = 0o600
-
-
-@dataclass(frozen=True)
-class Status:
-    """State and counters of one side at one moment; units as in remus.h.
-
-    ``str(status)`` is one readable line.
-    """
-
-    role: str
-    state: State
-    reason: str
-    connected: bool
-    ioctl_driven: bool
-    resource: str
-    generation: str
-    volumes: int
-    open_epoch: int
-    prepared_epoch: int
-    committed_epoch: int
-    applied_epoch: int
-    stable_epoch: int
-    promoted_epoch: int
-    epochs: int
-    bytes_written: int
-    bytes_zeroed: int
-    bytes_coalesced: int
-    bytes_applied: int
-    records: int
-    queue_bytes: int
-    queue_limit: int
-    journal_bytes: int
-    journal_limit: int
-    parked_writes: int
-    stalls: int
-    resync_done: int
-    resync_total: int
-    link_changed_ns: int
-
-    def __str__(self) -> str:
-        return f"{self.role} of {self.resource}: {self.state}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that a backup can be promoted to."""
-
-    epoch: int
-    tag: bytes
-    committed: bool
-    ioctl: bool
-    disk_only: bool
-
-
-_STATUS_NUMBERS = [
-    f.name
-    for f in fields(Status)
-    if f.name
-    not in ("role", "state", "reason", "resource", "generation", "connected",
-            "ioctl_driven")
-]  # fmt: skip
-
-
-def _status(raw: Any) -> Status:
-    return Status(
-        role="primary" if raw.role == lib.REMUS_ROLE_PRIMARY else "backup",
-        state=State(text(lib.remus_state_name(raw.state))),
-        reason=text(raw.reason),
-        connected=bool(raw.connected),
-        ioctl_driven=bool(raw.ioctl_driven),
-        resource=text(raw.resource),
-        generation=text(raw.generation),
-        **{name: getattr(raw, name) for name in _STATUS_NUMBERS},
-    )
-
-
-def encode_tag(tag: Tag | None) -> bytes:
-    """A tag as the bytes that travel: a number as its decimal text.
-
-    At most 32 bytes; raises `ConfigError` for more, or for another type.
-    """
-    if tag is None:
-        return b""
-    if isinstance(tag, bool) or not isinstance(tag, int | str | bytes):
-        raise ConfigError(
-            f"tag {tag!r}: expected int, str or bytes, got {type(tag).__name__}"
-        )
-    raw = tag if isinstance(tag, bytes) else str(tag).encode()
-    if len(raw) > lib.REMUS_TAG_MAX:
-        raise ConfigError(
-            f"tag {tag!r}: {len(raw)} bytes, at most {lib.REMUS_TAG_MAX}"
-        )
-    return raw
-
-
-def _choice(name: str, value: str, table: dict[str, int]) -> int:
-    if value not in table:
-        allowed = ", ".join(f'"{key}"' for key in table)
-        raise ConfigError(f"{name}: {value!r} is not one of {allowed}")
-    return table[value]
-
-
-def _tls_off(tls: str | None) -> int:
-    if tls not in (None, "off"):
-        raise ConfigError(f'tls: {tls!r} is not one of None, "off"')
-    return int(tls == "off")
-
-
-def _number(name: str, value: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"{name}: {value!r} is not a number of 0 or more")
-    if value > high:
-        raise ConfigError(f"{name}: {value} is more than {high}")
-    return value
+__all__ = [
+    "Backup",
+    "Checkpoint",
+    "Export",
+    "Node",
+    "Primary",
+    "ReplicaResource",
+    "State",
+    "Status",
+    "Tag",
+    "Volume",
+    "encode_tag",
+]
 
 
 class _Handle:
@@ -262,11 +130,11 @@ class _Config:
         for raw, volume in zip(self._volumes, volumes, strict=True):
             raw.name = self.string("volume name", volume.name)
             raw.path = self.string("volume path", os.fspath(volume.path))
-            raw.size = _number("volume size", volume.size or 0, 1 << 62)
+            raw.size = number("volume size", volume.size or 0, 1 << 62)
         self.raw.volumes = self._volumes
         self.raw.volume_count = len(volumes)
-        self.raw.ack = _choice("ack", ack, _ACKS)
-        self.raw.commit_by = _choice("commit_by", commit_by, _COMMIT_BY)
+        self.raw.ack = choice("ack", ack, ACKS)
+        self.raw.commit_by = choice("commit_by", commit_by, COMMIT_BY)
 
     def string(self, name: str, value: str) -> Any:
         if not isinstance(value, str) or "\0" in value:
@@ -314,7 +182,7 @@ class Primary(_Handle):
         config = _Config("primary", resource, state_dir, volumes, ack, commit_by)
         raw = config.raw
         raw.address = config.string("address", address)
-        raw.tls_off = _tls_off(tls)
+        raw.tls_off = tls_off(tls)
         for name, value in (
             ("queue_bytes", queue_bytes),
             ("max_pause_ms", max_pause_ms),
@@ -322,7 +190,7 @@ class Primary(_Handle):
             ("stall_ms", stall_ms),
             ("connect_ms", connect_ms),
         ):
-            setattr(raw, name, _number(name, value, (1 << 32) - 1))
+            setattr(raw, name, number(name, value, (1 << 32) - 1))
         out = ffi.new("remus_primary **")
         rc = lib.remus_primary_open(raw, out)
         if rc < 0:
@@ -353,7 +221,7 @@ class Primary(_Handle):
                     f"{self._what}: no volume {volume!r}; there are {known}"
                 )
             return self._names[volume]
-        return _number("volume", volume, (1 << 32) - 1)
+        return number("volume", volume, (1 << 32) - 1)
 
     def _io(self, rc: int, volume: int | str) -> None:
         if rc < 0:
@@ -362,7 +230,7 @@ class Primary(_Handle):
     def pread(self, volume: int | str, length: int, offset: int) -> bytes:
         """Read ``length`` bytes; blocks for the local disk only."""
         index = self._index(volume)
-        buf = ffi.new("unsigned char[]", max(1, _number("length", length, 1 << 40)))
+        buf = ffi.new("unsigned char[]", max(1, number("length", length, 1 << 40)))
         with self._call() as raw:
             rc = lib.remus_primary_pread(raw, index, buf, length, offset)
             self._io(rc, volume)
@@ -376,7 +244,7 @@ class Primary(_Handle):
         on.  Raises `StateError` (ENOSPC beyond the end, EIO, ...).
         """
         index = self._index(volume)
-        _number("offset", offset, 1 << 62)
+        number("offset", offset, 1 << 62)
         with self._call() as raw:
             view = ffi.from_buffer(data)
             rc = lib.remus_primary_pwrite(raw, index, view, len(view), offset)
@@ -389,8 +257,8 @@ class Primary(_Handle):
     def write_zeroes(self, volume: int | str, offset: int, length: int) -> None:
         """Make a range zero on both sides."""
         index = self._index(volume)
-        _number("offset", offset, 1 << 62)
-        _number("length", length, 1 << 62)
+        number("offset", offset, 1 << 62)
+        number("length", length, 1 << 62)
         with self._call() as raw:
             self._io(
                 lib.remus_primary_write_zeroes(raw, index, offset, length), volume
@@ -458,7 +326,7 @@ class Primary(_Handle):
         out = ffi.new("struct remus_status *")
         with self._call() as raw:
             lib.remus_primary_status(raw, out)
-        return _status(out)
+        return status_from(out)
 
     def close(self) -> None:
         """End replication cleanly and close the disks; idempotent.
@@ -500,8 +368,8 @@ class Backup(_Handle):
         raw = config.raw
         if journal_dir is not None:
             raw.journal_dir = config.string("journal_dir", os.fspath(journal_dir))
-        raw.journal_bytes = _number("journal_bytes", journal_bytes, 1 << 62)
-        raw.segment_bytes = _number("segment_bytes", segment_bytes, 1 << 62)
+        raw.journal_bytes = number("journal_bytes", journal_bytes, 1 << 62)
+        raw.segment_bytes = number("segment_bytes", segment_bytes, 1 << 62)
         out = ffi.new("remus_backup **")
         rc = lib.remus_backup_open(raw, out)
         if rc < 0:
@@ -519,14 +387,14 @@ class Backup(_Handle):
         """Listen and serve one primary at a time, in threads of the handle."""
         data = os.fsencode(address)
         with self._call() as raw:
-            rc = lib.remus_backup_serve(raw, data, _tls_off(tls), loss_ms)
+            rc = lib.remus_backup_serve(raw, data, tls_off(tls), loss_ms)
             if rc < 0:
                 raise_for(rc)
 
     def commit(self, epoch: int) -> None:
         """Commit ``epoch`` and every prepared one before it, durably."""
         with self._call() as raw:
-            rc = lib.remus_backup_commit(raw, _number("epoch", epoch, 1 << 63))
+            rc = lib.remus_backup_commit(raw, number("epoch", epoch, 1 << 63))
             if rc < 0:
                 raise_for(rc, phase="commit", epoch=epoch, invalid=StateError)
 
@@ -552,7 +420,7 @@ class Backup(_Handle):
             by, name = lib.REMUS_PROMOTE_TAG, encode_tag(tag)
         elif checkpoint is not None:
             by = lib.REMUS_PROMOTE_EPOCH
-            epoch = _number("checkpoint", checkpoint, 1 << 63)
+            epoch = number("checkpoint", checkpoint, 1 << 63)
         out = ffi.new("uint64_t *")
         with self._call() as raw:
             rc = lib.remus_backup_promote(
@@ -584,7 +452,7 @@ class Backup(_Handle):
         out = ffi.new("struct remus_status *")
         with self._call() as raw:
             lib.remus_backup_status(raw, out)
-        return _status(out)
+        return status_from(out)
 
     def close(self) -> None:
         """Stop serving, apply what is committed, sync; idempotent."""

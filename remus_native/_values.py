@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Values of the replica engine: states, status, volumes, checkpoints, tags."""
+
+from __future__ import annotations
+
+import enum
+import os
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from ._binding import lib, text
+from .errors import ConfigError
+
+Ack = Literal["durable", "memory"]
+CommitBy = Literal["primary", "backup"]
+Tls = Literal["off"]
+Tag = int | str | bytes
+Buffer = bytes | bytearray | memoryview
+
+ACKS = {"durable": 0, "memory": 1}
+COMMIT_BY = {"primary": 0, "backup": 1}
+
+
+class State(str, enum.Enum):
+    """What a resource is doing; docs/operations.md tells what to do in each."""
+
+    CONNECTING = "Connecting"
+    CATCHING_UP = "CatchingUp"
+    PROTECTED = "Protected"
+    UNPROTECTED = "Unprotected"
+    PROMOTING = "Promoting"
+    PROMOTED = "Promoted"
+    SPLIT_BRAIN = "SplitBrain"
+    INCONSISTENT = "Inconsistent"
+    STANDBY = "Standby"
+    FAILED = "Failed"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One disk of a resource.
+
+    ``path`` is a regular file or block device of this host.  ``size`` in
+    bytes must be the file's own; None takes the file's.
+    """
+
+    name: str
+    path: str | os.PathLike[str]
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """Owner and mode of a volume's FUSE node."""
+
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o600
+
+
+@dataclass(frozen=True)
+class Status:
+    """State and counters of one side at one moment; units as in remus.h.
+
+    ``str(status)`` is one readable line.
+    """
+
+    role: str
+    state: State
+    reason: str
+    connected: bool
+    ioctl_driven: bool
+    resource: str
+    generation: str
+    volumes: int
+    open_epoch: int
+    prepared_epoch: int
+    committed_epoch: int
+    applied_epoch: int
+    stable_epoch: int
+    promoted_epoch: int
+    epochs: int
+    bytes_written: int
+    bytes_zeroed: int
+    bytes_coalesced: int
+    bytes_applied: int
+    records: int
+    queue_bytes: int
+    queue_limit: int
+    journal_bytes: int
+    journal_limit: int
+    parked_writes: int
+    stalls: int
+    resync_done: int
+    resync_total: int
+    link_changed_ns: int
+
+    def __str__(self) -> str:
+        return f"{self.role} of {self.resource}: {self.state}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that a backup can be promoted to."""
+
+    epoch: int
+    tag: bytes
+    committed: bool
+    ioctl: bool
+    disk_only: bool
+
+
+_STATUS_NUMBERS = [
+    f.name
+    for f in fields(Status)
+    if f.name
+    not in ("role", "state", "reason", "resource", "generation", "connected",
+            "ioctl_driven")
+]  # fmt: skip
+
+
+def status_from(raw: Any) -> Status:
+    return Status(
+        role="primary" if raw.role == lib.REMUS_ROLE_PRIMARY else "backup",
+        state=State(text(lib.remus_state_name(raw.state))),
+        reason=text(raw.reason),
+        connected=bool(raw.connected),
+        ioctl_driven=bool(raw.ioctl_driven),
+        resource=text(raw.resource),
+        generation=text(raw.generation),
+        **{name: getattr(raw, name) for name in _STATUS_NUMBERS},
+    )
+
+
+def encode_tag(tag: Tag | None) -> bytes:
+    """A tag as the bytes that travel: a number as its decimal text.
+
+    At most 32 bytes; raises `ConfigError` for more, or for another type.
+    """
+    if tag is None:
+        return b""
+    if isinstance(tag, bool) or not isinstance(tag, int | str | bytes):
+        raise ConfigError(
+            f"tag {tag!r}: expected int, str or bytes, got {type(tag).__name__}"
+        )
+    raw = tag if isinstance(tag, bytes) else str(tag).encode()
+    if len(raw) > lib.REMUS_TAG_MAX:
+        raise ConfigError(
+            f"tag {tag!r}: {len(raw)} bytes, at most {lib.REMUS_TAG_MAX}"
+        )
+    return raw
+
+
+def choice(name: str, value: str, table: dict[str, int]) -> int:
+    if value not in table:
+        allowed = ", ".join(f'"{key}"' for key in table)
+        raise ConfigError(f"{name}: {value!r} is not one of {allowed}")
+    return table[value]
+
+
+def tls_off(tls: str | None) -> int:
+    if tls not in (None, "off"):
+        raise ConfigError(f'tls: {tls!r} is not one of None, "off"')
+    return int(tls == "off")
+
+
+def number(name: str, value: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{name}: {value!r} is not a number of 0 or more")
+    if value > high:
+        raise ConfigError(f"{name}: {value} is more than {high}")
+    return value
