@@ -3,15 +3,19 @@
  * Devices that answer the protocol D ioctls: DRBD nodes of a kernel that has
  * protocol D, and the files of our own FUSE node.
  *
- * States of a device (guarded by its lock):
+ * States of a device:
  *   IDLE     no barrier outstanding
  *   SENT     a barrier is outstanding
+ *   LATE     node only: and a wait for it gave up; a new barrier may follow
  *   ACKED    the newest barrier is safe and may be committed
+ *   LOST     node only: the newest barrier is lost; a new one may follow
  *   STALE    kernel only: a wait failed; the driver still holds its "barrier
  *            queued" flag, would pretend to send, and would drop a late ack.
  *            Only a reconnect and a fresh open help.
- * postsuspend: IDLE, ACKED -> SENT.  preresume: SENT -> ACKED, or stays SENT
- * (timeout), or -> STALE (kernel) / IDLE (node) on loss.
+ * postsuspend: IDLE, LATE, ACKED, LOST -> SENT.  preresume: SENT, LATE ->
+ * ACKED; stays SENT (kernel) or becomes LATE (node) on a timeout; becomes
+ * STALE (kernel) or LOST (node) on a loss, and says so until the next
+ * barrier.
  */
 #include "drbd.h"
 
@@ -19,10 +23,12 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
@@ -32,16 +38,24 @@
 
 #define FUSE_MAGIC 0x65735546
 #define AT_ONCE_NS 5000000u /* an EPROTO faster than this is a real loss */
+#define CANCEL_TRIES 100    /* one each millisecond */
 
-enum drbd_state { IDLE, SENT, ACKED, STALE };
+enum drbd_state { IDLE, SENT, LATE, ACKED, LOST, STALE };
 
 struct remus_drbd {
     char *path;            /* constant */
     int fd;                /* constant */
     int is_node;           /* constant: a file of our FUSE node */
+    _Atomic int owners;    /* the last one frees */
     pthread_mutex_t lock;
     enum drbd_state state; /* lock */
+    uint64_t barriers;     /* lock: sent so far */
+    int empty;             /* lock: what ioctl 20 said of the newest */
+    int lost;              /* lock: STALE by a loss, not by -ENOMEM */
+    int cancel_signal;     /* lock: 0 none */
     int waiting;           /* lock: a preresume is in the kernel */
+    pid_t waiter;          /* lock: its thread, while `waiting` */
+    _Atomic int cancel;    /* that preresume shall end */
 };
 
 static uint64_t now_ns(void)
@@ -105,6 +119,7 @@ int remus_drbd_open_as(const char *path, int is_node, remus_drbd **out)
     dev->path = copy;
     dev->fd = fd;
     dev->is_node = kind;
+    atomic_init(&dev->owners, 1);
     pthread_mutex_init(&dev->lock, NULL);
     *out = dev;
     return 0;
@@ -176,33 +191,52 @@ int remus_drbd_postsuspend(remus_drbd *dev, uint64_t tag)
                         dev->path);
     } else {
         rc = send_barrier(dev, tag);
-        if (rc < 0)
+        if (rc < 0) {
             rc = ioctl_error(dev, "postsuspend (ioctl 20)", rc);
-        /* A kernel device that says 1 has sent nothing: no ack will come. */
-        else
+        } else {
+            /* A kernel device that says 1 has sent nothing: no ack will
+             * come. */
             dev->state = rc && !dev->is_node ? ACKED : SENT;
+            dev->barriers++;
+            dev->empty = rc;
+        }
     }
     pthread_mutex_unlock(&dev->lock);
     return rc;
 }
 
+/* One ioctl 30; a node keeps to the time itself. */
+static int wait_once(remus_drbd *dev, uint64_t now, uint64_t deadline)
+{
+    uint64_t arg = 0;
+    if (dev->is_node && deadline != UINT64_MAX)
+        arg = now >= deadline ? 1 : (deadline - now + 999999u) / 1000000u;
+    if (arg >= REMUS_WAIT_CANCEL)
+        arg = 0;
+    return ioctl(dev->fd, REMUS_IOCTL_WAIT_CHECKPOINT_ACK, arg) < 0 ? -errno
+                                                                    : 0;
+}
+
 /*
- * Wait until acked, lost, or past the deadline; signals are blocked, for one
- * that arrives would look like a lost backup.
+ * Wait until acked, lost, cancelled, or past the deadline; signals are
+ * blocked, for one that arrives would look like a lost backup.
  */
 static int wait_ack(remus_drbd *dev, int64_t timeout_ms)
 {
-    uint64_t deadline =
-        timeout_ms < 0 ? UINT64_MAX
-                       : now_ns() + (uint64_t)timeout_ms * 1000000u;
+    uint64_t end = now_ns();
+    uint64_t deadline = timeout_ms < 0
+                            ? UINT64_MAX
+                            : end + (uint64_t)timeout_ms * 1000000u;
     int at_once = 0;
     for (;;) {
-        uint64_t start = now_ns();
-        int rc = ioctl(dev->fd, REMUS_IOCTL_WAIT_CHECKPOINT_ACK, 0);
-        if (rc >= 0)
-            return 0;
-        int err = -errno;
-        uint64_t end = now_ns();
+        if (atomic_load(&dev->cancel))
+            return -ECANCELED;
+        uint64_t start = end;
+        int err = wait_once(dev, start, deadline);
+        /* Cancelled by a signal, a kernel device says EPROTO. */
+        if (!err || (atomic_load(&dev->cancel) && err != -ENOMEM))
+            return err ? -ECANCELED : 0;
+        end = now_ns();
         if (err == -EPROTO) {
             /* The driver gives up after 2 x ping-timeout though the backup
              * may be well; a lost connection answers at once, every time. */
@@ -231,6 +265,13 @@ static int after_wait(remus_drbd *dev, int rc, int64_t timeout_ms)
         dev->state = STALE;
         return 0;
     case -ETIMEDOUT:
+    case -ECANCELED:
+        dev->state = dev->is_node ? LATE : SENT;
+        if (rc == -ECANCELED)
+            return remus_fail(rc,
+                              "device %s: preresume: cancelled; the ack may "
+                              "still come: wait again",
+                              dev->path);
         return remus_fail(rc,
                           "device %s: preresume: no ack after %lld ms; it "
                           "may still come: wait again",
@@ -238,35 +279,134 @@ static int after_wait(remus_drbd *dev, int rc, int64_t timeout_ms)
     default:
         break;
     }
-    dev->state = dev->is_node ? IDLE : STALE;
+    dev->state = dev->is_node ? LOST : STALE;
+    dev->lost = 1;
     return ioctl_error(dev, "preresume (ioctl 30)", rc);
 }
 
-int remus_drbd_preresume(remus_drbd *dev, int64_t timeout_ms)
+/* Is there anything to wait for?  1; 0 or -errno: the result (lock held). */
+static int may_wait(remus_drbd *dev)
+{
+    if (dev->waiting)
+        return remus_fail(-EBUSY, "device %s: preresume: another thread waits",
+                          dev->path);
+    if (dev->state == LOST || (dev->state == STALE && dev->lost))
+        return ioctl_error(dev, "preresume (ioctl 30)", -EPROTO);
+    return dev->state == SENT || dev->state == LATE;
+}
+
+int remus_drbd_preresume_until(remus_drbd *dev, int64_t timeout_ms,
+                               const _Atomic int *cancel)
 {
     pthread_mutex_lock(&dev->lock);
-    if (dev->waiting) {
+    int rc = may_wait(dev);
+    if (rc <= 0) {
         pthread_mutex_unlock(&dev->lock);
-        return remus_fail(-EBUSY,
-                          "device %s: preresume: another thread waits",
-                          dev->path);
-    }
-    if (dev->state != SENT) {
-        pthread_mutex_unlock(&dev->lock);
-        return 0;
+        return rc;
     }
     dev->waiting = 1;
+    int cancel_signal = dev->cancel_signal;
+    atomic_store(&dev->cancel, cancel ? atomic_load(cancel) : 0);
+    if (cancel_signal)
+        dev->waiter = (pid_t)syscall(SYS_gettid);
     pthread_mutex_unlock(&dev->lock);
     sigset_t all, before;
     sigfillset(&all);
+    if (cancel_signal)
+        sigdelset(&all, cancel_signal);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = wait_ack(dev, timeout_ms);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    rc = wait_ack(dev, timeout_ms);
     pthread_mutex_lock(&dev->lock);
     dev->waiting = 0;
     rc = after_wait(dev, rc, timeout_ms);
     pthread_mutex_unlock(&dev->lock);
+    /* Only now: a late cancel signal must not end another call. */
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     return rc;
+}
+
+int remus_drbd_preresume(remus_drbd *dev, int64_t timeout_ms)
+{
+    return remus_drbd_preresume_until(dev, timeout_ms, NULL);
+}
+
+/* Tell the one who waits, once.  1: it may need telling again. */
+static int nudge(remus_drbd *dev)
+{
+    if (dev->is_node) {
+        ioctl(dev->fd, REMUS_IOCTL_WAIT_CHECKPOINT_ACK, REMUS_WAIT_CANCEL);
+        return 1;
+    }
+    pthread_mutex_lock(&dev->lock);
+    int again = dev->waiting && dev->cancel_signal;
+    if (again)
+        syscall(SYS_tgkill, getpid(), dev->waiter, dev->cancel_signal);
+    pthread_mutex_unlock(&dev->lock);
+    return again;
+}
+
+int remus_drbd_cancel(remus_drbd *dev)
+{
+    pthread_mutex_lock(&dev->lock);
+    int waiting = dev->waiting;
+    if (waiting)
+        atomic_store(&dev->cancel, 1);
+    pthread_mutex_unlock(&dev->lock);
+    /* It can be on its way into the kernel just now, where a word that came
+     * before it is not heard: so again, until it is out. */
+    for (int i = 0; waiting && i < CANCEL_TRIES; i++) {
+        if (!nudge(dev))
+            break;
+        waiting = remus_drbd_waiting(dev);
+        if (waiting)
+            nanosleep(&(struct timespec){0, 1000000}, NULL);
+    }
+    return waiting ? remus_fail(-EINPROGRESS,
+                                "device %s: cancel: the wait is inside the "
+                                "driver, which ends it by its own limit",
+                                dev->path)
+                   : 0;
+}
+
+int remus_drbd_cancel_signal(remus_drbd *dev, int signal)
+{
+    struct sigaction action;
+    if (signal && (signal < 1 || sigaction(signal, NULL, &action)))
+        return remus_fail(-EINVAL, "device %s: no signal %d", dev->path,
+                          signal);
+    if (signal && (action.sa_handler == SIG_DFL ||
+                   action.sa_handler == SIG_IGN ||
+                   (action.sa_flags & SA_RESTART)))
+        return remus_fail(-EINVAL,
+                          "device %s: signal %d cannot end a wait: install "
+                          "a handler for it, without SA_RESTART",
+                          dev->path, signal);
+    pthread_mutex_lock(&dev->lock);
+    int rc = dev->waiting ? -EBUSY : 0;
+    if (rc)
+        remus_fail(rc, "device %s: a preresume is under way", dev->path);
+    else
+        dev->cancel_signal = signal;
+    pthread_mutex_unlock(&dev->lock);
+    return rc;
+}
+
+int remus_drbd_waiting(remus_drbd *dev)
+{
+    pthread_mutex_lock(&dev->lock);
+    int waiting = dev->waiting;
+    pthread_mutex_unlock(&dev->lock);
+    return waiting;
+}
+
+uint64_t remus_drbd_barriers(remus_drbd *dev, int *empty)
+{
+    pthread_mutex_lock(&dev->lock);
+    uint64_t barriers = dev->barriers;
+    if (empty)
+        *empty = dev->empty;
+    pthread_mutex_unlock(&dev->lock);
+    return barriers;
 }
 
 int remus_drbd_commit(remus_drbd *dev)
@@ -275,7 +415,7 @@ int remus_drbd_commit(remus_drbd *dev)
         return 0;
     pthread_mutex_lock(&dev->lock);
     int rc = 0;
-    if (dev->waiting || dev->state == SENT)
+    if (dev->waiting || dev->state == SENT || dev->state == LATE)
         rc = remus_fail(-EBUSY,
                         "device %s: commit: the ack is outstanding: "
                         "preresume comes first",
@@ -286,9 +426,14 @@ int remus_drbd_commit(remus_drbd *dev)
     return rc;
 }
 
+void remus_drbd_hold(remus_drbd *dev)
+{
+    atomic_fetch_add(&dev->owners, 1);
+}
+
 void remus_drbd_close(remus_drbd *dev)
 {
-    if (!dev)
+    if (!dev || atomic_fetch_sub(&dev->owners, 1) > 1)
         return;
     close(dev->fd);
     pthread_mutex_destroy(&dev->lock);

@@ -97,6 +97,7 @@ static void free_export(remus_export *e)
         free(w);
     }
     pthread_mutex_destroy(&e->lock);
+    pthread_mutex_destroy(&e->interrupt_lock);
     pthread_cond_destroy(&e->drained);
     free(e->nodes);
     free(e->mountpoint);
@@ -113,6 +114,11 @@ static remus_export *new_export(remus_primary *p, const char *mountpoint,
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_mutex_init(&e->lock, NULL);
+    pthread_mutexattr_t recursive;
+    pthread_mutexattr_init(&recursive);
+    pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&e->interrupt_lock, &recursive);
+    pthread_mutexattr_destroy(&recursive);
     pthread_cond_init(&e->drained, &attr);
     pthread_condattr_destroy(&attr);
     e->p = p;

@@ -43,6 +43,9 @@ struct remus_export {
     pthread_t threads[REMUS_FUSE_WORKERS];
     int running;           /* open/close only */
 
+    /* Held while an ioctl 30 is parked; recursive: libfuse may call back from
+     * within.  Before primary.lock. */
+    pthread_mutex_t interrupt_lock;
     pthread_mutex_t lock;
     struct remus_node *nodes; /* lock: owner and mode */
     struct remus_pending *free; /* lock */

@@ -465,13 +465,41 @@ static void ioctl_send(fuse_req_t req, struct handle *h, uint64_t tag)
     fuse_reply_ioctl(req, rc, NULL, 0);
 }
 
-static void ioctl_wait(fuse_req_t req, struct handle *h)
+/* The caller of ioctl 30 got a signal. */
+static void on_interrupt(fuse_req_t req, void *data)
 {
     remus_export *e = of(req);
+    /* It comes when it comes: let the request be parked first. */
+    pthread_mutex_lock(&e->interrupt_lock);
+    pthread_mutex_unlock(&e->interrupt_lock);
+    remus_primary_wait_cancel_id(e->p, (uint64_t)(uintptr_t)data, -EINTR);
+}
+
+/*
+ * `arg`: 0 no limit, as libxl says; REMUS_WAIT_CANCEL: end the waits of this
+ * open file; else a limit in ms.
+ */
+static void ioctl_wait(fuse_req_t req, struct handle *h, uint64_t arg)
+{
+    remus_export *e = of(req);
+    if (arg == REMUS_WAIT_CANCEL) {
+        remus_primary_wait_cancel(e->p, h, -ECANCELED);
+        fuse_reply_ioctl(req, 0, NULL, 0);
+        return;
+    }
+    int64_t limit = arg && arg < REMUS_WAIT_CANCEL ? (int64_t)arg : -1;
     struct remus_pending *w = pending_take(e, req, 0);
-    int rc = w ? remus_primary_ioctl_wait(e->p, (unsigned int)h->volume,
-                                          on_acked, w)
-               : -ENOMEM;
+    uint64_t id = remus_primary_wait_id(e->p);
+    int rc = -ENOMEM;
+    if (w) {
+        pthread_mutex_lock(&e->interrupt_lock);
+        fuse_req_interrupt_func(req, on_interrupt, (void *)(uintptr_t)id);
+        rc = fuse_req_interrupted(req)
+                 ? -EINTR
+                 : remus_primary_ioctl_wait(e->p, (unsigned int)h->volume,
+                                            limit, h, id, on_acked, w);
+        pthread_mutex_unlock(&e->interrupt_lock);
+    }
     if (rc == REMUS_PARKED)
         return;
     if (rc < 0)
@@ -501,7 +529,7 @@ static void ll_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd,
         ioctl_send(req, h, (uint64_t)(uintptr_t)arg);
         break;
     case REMUS_IOCTL_WAIT_CHECKPOINT_ACK:
-        ioctl_wait(req, h);
+        ioctl_wait(req, h, (uint64_t)(uintptr_t)arg);
         break;
     case REMUS_IOCTL_COMMIT_CHECKPOINT:
         rc = remus_primary_ioctl_commit(e->p, (unsigned int)h->volume);

@@ -156,41 +156,13 @@ int remus_primary_postsuspend(remus_primary *p, const void *tag,
     return remus_primary_barrier(p, tag, tag_len, 0, 1, epoch);
 }
 
-/* lock held */
-static int acked_or_lost(remus_primary *p, uint64_t epoch)
+int remus_primary_acked_or_lost(remus_primary *p, uint64_t epoch)
 {
     if (p->first_epoch && p->acked >= epoch)
         return 1;
     if (!p->first_epoch || epoch > p->barrier_epoch || epoch < p->first_epoch)
         return -EINVAL;
     return p->stats.connected && !p->stopping ? 0 : -EPROTO;
-}
-
-int remus_primary_preresume(remus_primary *p, uint64_t epoch,
-                            int64_t timeout_ms)
-{
-    int rc = remus_primary_wait_for(p, acked_or_lost, epoch, timeout_ms);
-    if (rc > 0)
-        return 0;
-    pthread_mutex_lock(&p->lock);
-    switch (rc) {
-    case -EINVAL:
-        remus_fail(rc, "resource %s: no barrier was sent for epoch %llu",
-                   p->resource, (ull)epoch);
-        break;
-    case -ETIMEDOUT:
-        remus_fail(rc,
-                   "barrier %llu on resource %s: no ack after %lld ms; it "
-                   "may still come: wait again, or go on with a new epoch",
-                   (ull)epoch, p->resource, (long long)timeout_ms);
-        break;
-    default:
-        remus_fail(rc, "barrier %llu on resource %s: %s", (ull)epoch,
-                   p->resource, p->reason);
-        break;
-    }
-    pthread_mutex_unlock(&p->lock);
-    return rc;
 }
 
 int remus_primary_commit(remus_primary *p, uint64_t epoch)

@@ -7,6 +7,8 @@
 #ifndef REMUS_PRIMARY_H
 #define REMUS_PRIMARY_H
 
+#include <stdatomic.h>
+
 #include "io.h"
 #include "remus.h"
 
@@ -32,15 +34,48 @@ int remus_primary_submit_zero(remus_primary *p, unsigned int volume,
 /*
  * The ioctls of a node, with the rules of one barrier for all volumes.
  * send: 0, 1 (the resource's epoch was empty) or -EPROTO; never blocks.
- * `tag` 0: none.  wait: 0, -EPROTO, or REMUS_PARKED.  commit: 0 or -EPROTO.
+ * `tag` 0: none.  wait: 0, -EPROTO, or REMUS_PARKED, as
+ * remus_primary_wait_begin() below.  commit: 0 or -EPROTO.
  * release: a file handle that sent ioctl 20 was closed: the session ends.
  */
 int remus_primary_ioctl_send(remus_primary *p, unsigned int volume,
                              uint64_t tag);
 int remus_primary_ioctl_wait(remus_primary *p, unsigned int volume,
-                             remus_done_fn done, void *opaque);
+                             int64_t timeout_ms, const void *owner,
+                             uint64_t id, remus_done_fn done, void *opaque);
 int remus_primary_ioctl_commit(remus_primary *p, unsigned int volume);
 void remus_primary_ioctl_release(remus_primary *p, unsigned int volume);
+
+/*
+ * remus_primary_preresume() without a thread: returns the result (`done` is
+ * not called), or REMUS_PARKED, and then `done` gets 0, -EPROTO, -ETIMEDOUT
+ * (up to 0.1 s late) or what a cancel gave.  `owner`: by which it is
+ * cancelled.
+ */
+int remus_primary_wait_begin(remus_primary *p, uint64_t epoch,
+                             int64_t timeout_ms, const void *owner,
+                             remus_done_fn done, void *opaque);
+/*
+ * End the waits of an owner, or the one with an id (a number that
+ * remus_primary_wait_id() gave), with `result`.  1; 0: there was none (any
+ * more): it was answered, or is about to be.
+ */
+int remus_primary_wait_cancel(remus_primary *p, const void *owner,
+                              int result);
+int remus_primary_wait_cancel_id(remus_primary *p, uint64_t id, int result);
+uint64_t remus_primary_wait_id(remus_primary *p);
+/* Put the words for a wait's failure where remus_last_error() finds them;
+ * returns rc. */
+int remus_primary_wait_error(remus_primary *p, uint64_t epoch, int rc,
+                             int64_t timeout_ms);
+/*
+ * remus_primary_preresume(), which ends with -ECANCELED once *cancel is not
+ * 0 and remus_primary_wait_kick() was called after that.
+ */
+int remus_primary_preresume_until(remus_primary *p, uint64_t epoch,
+                                  int64_t timeout_ms,
+                                  const _Atomic int *cancel);
+void remus_primary_wait_kick(remus_primary *p);
 
 unsigned int remus_primary_volume_count(remus_primary *p);
 const char *remus_primary_volume_name(remus_primary *p, unsigned int volume);

@@ -4,6 +4,7 @@
  *   primary.c         open, close, status, epochs (barrier, ack, commit)
  *   primary_io.c      reads, writes, ranges, parked requests
  *   primary_link.c    sender, receiver, loss
+ *   primary_wait.c    waits for an ack that hold no thread
  *   primary_engine.c  connecting, first copy, watching
  *   primary_ioctl.c   the node's ioctls: one barrier for all volumes
  *   primary_state.c   epoch numbers that survive the process
@@ -79,9 +80,12 @@ struct remus_request {
     struct remus_request *next;   /* lock: parked list, or free list */
 };
 
-/* A parked ioctl 30. */
+/* A wait for an ack that holds no thread (primary_wait.c). */
 struct remus_waiter {
     uint64_t epoch;
+    uint64_t deadline_ns;         /* UINT64_MAX: none */
+    const void *owner;            /* by either of these two it can be */
+    uint64_t id;                  /* ... cancelled; 0: no id */
     remus_done_fn done;
     void *opaque;
     struct remus_waiter *next;    /* lock */
@@ -144,6 +148,7 @@ struct remus_primary {
     int node_empty;               /* was its epoch empty */
     struct remus_status stats;    /* the counters in it */
 
+    _Atomic uint64_t wait_ids;    /* given out so far */
     _Atomic int room_wanted;      /* parked_room != 0, read by the sender */
 
     pthread_mutex_t rx_lock;
@@ -173,6 +178,8 @@ void remus_primary_send_now(remus_primary *p, struct remus_slot *slot,
 /* A barrier of the engine or of postsuspend; 0/1/-errno. */
 int remus_primary_barrier(remus_primary *p, const void *tag, size_t tag_len,
                           int flags, int need_protected, uint64_t *epoch);
+/* 1: `epoch` is acked; 0: wait; -EPROTO lost; -EINVAL (lock held). */
+int remus_primary_acked_or_lost(remus_primary *p, uint64_t epoch);
 /* Set the state and its reason, wake those who wait (lock held). */
 void remus_primary_set_state(remus_primary *p, int state, const char *reason);
 
@@ -206,6 +213,17 @@ void remus_primary_link_lost(remus_primary *p, const char *format, ...)
 int remus_primary_wait_for(remus_primary *p,
                            int (*ready)(remus_primary *p, uint64_t arg),
                            uint64_t arg, int64_t timeout_ms);
+
+/* primary_wait.c */
+/* Take every waiter up to `epoch` off the list (lock held). */
+struct remus_waiter *remus_primary_take_waiters(remus_primary *p,
+                                                uint64_t epoch);
+/* Answer waiters that were taken off (no lock held). */
+void remus_primary_answer(remus_primary *p, struct remus_waiter *w,
+                          int result);
+/* End the waits whose time is over (lock held, given up meanwhile); returns
+ * ms, or less if a deadline comes sooner. */
+int remus_primary_expire_waiters(remus_primary *p, int ms);
 
 /* primary_state.c */
 /* Load or make state_dir/primary.state; the first free epoch number. */

@@ -5,7 +5,6 @@
  */
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "error.h"
 #include "primary_int.h"
@@ -47,38 +46,6 @@ int remus_primary_ioctl_send(remus_primary *p, unsigned int volume,
     else if (first)
         remus_sendq_wake(&p->queue);
     return err ? -EPROTO : empty;
-}
-
-int remus_primary_ioctl_wait(remus_primary *p, unsigned int volume,
-                             remus_done_fn done, void *opaque)
-{
-    struct remus_pvolume *v = &p->volumes[volume];
-    int result = REMUS_PARKED;
-    pthread_mutex_lock(&p->lock);
-    struct remus_waiter *w = NULL;
-    if (!v->joined || p->acked >= v->joined) {
-        result = 0;
-    } else if (!p->stats.connected) {
-        result = -EPROTO;
-    } else {
-        w = p->free_waiters;
-        if (w)
-            p->free_waiters = w->next;
-        else
-            w = malloc(sizeof *w);
-        if (!w)
-            result = -ENOMEM;
-    }
-    if (result == REMUS_PARKED) {
-        *w = (struct remus_waiter){v->joined, done, opaque, p->waiters};
-        p->waiters = w;
-        if (!p->rx_wanted) {
-            p->rx_wanted = 1;
-            pthread_cond_signal(&p->rx_resume);
-        }
-    }
-    pthread_mutex_unlock(&p->lock);
-    return result;
 }
 
 int remus_primary_ioctl_commit(remus_primary *p, unsigned int volume)

@@ -28,37 +28,6 @@ static uint64_t now_ns(const remus_primary *p)
 
 /* ---- loss ------------------------------------------------------------------- */
 
-/* Take every waiter off the list (lock held). */
-static struct remus_waiter *take_waiters(remus_primary *p, uint64_t upto)
-{
-    struct remus_waiter *taken = NULL, **at = &p->waiters;
-    while (*at) {
-        struct remus_waiter *w = *at;
-        if (w->epoch > upto) {
-            at = &w->next;
-            continue;
-        }
-        *at = w->next;
-        w->next = taken;
-        taken = w;
-    }
-    return taken;
-}
-
-/* Answer waiters (no lock held). */
-static void answer(remus_primary *p, struct remus_waiter *w, int result)
-{
-    while (w) {
-        struct remus_waiter *next = w->next;
-        w->done(w->opaque, result);
-        pthread_mutex_lock(&p->lock);
-        w->next = p->free_waiters;
-        p->free_waiters = w;
-        pthread_mutex_unlock(&p->lock);
-        w = next;
-    }
-}
-
 void remus_primary_link_lost(remus_primary *p, const char *format, ...)
 {
     char text[REMUS_REASON_MAX];
@@ -80,13 +49,13 @@ void remus_primary_link_lost(remus_primary *p, const char *format, ...)
                                       : REMUS_STATE_UNPROTECTED,
                                 text);
         shutdown(p->fd, SHUT_RDWR);
-        w = take_waiters(p, UINT64_MAX);
+        w = remus_primary_take_waiters(p, UINT64_MAX);
         remus_primary_kick_parked(p);
         pthread_cond_broadcast(&p->changed);
         pthread_cond_signal(&p->rx_resume);
     }
     pthread_mutex_unlock(&p->lock);
-    answer(p, w, -EPROTO);
+    remus_primary_answer(p, w, -EPROTO);
 }
 
 /* ---- receiving (rx_lock held) -------------------------------------------------- */
@@ -115,7 +84,7 @@ static int on_progress(remus_primary *p, const struct remus_record *r)
     if (r->epoch > p->acked && r->epoch >= p->first_epoch &&
         p->first_epoch) {
         p->acked = r->epoch;
-        w = take_waiters(p, p->acked);
+        w = remus_primary_take_waiters(p, p->acked);
     }
     if (r->offset > p->stable)
         p->stable = r->offset;
@@ -127,7 +96,7 @@ static int on_progress(remus_primary *p, const struct remus_record *r)
     }
     pthread_cond_broadcast(&p->changed);
     pthread_mutex_unlock(&p->lock);
-    answer(p, w, 0);
+    remus_primary_answer(p, w, 0);
     return 0;
 }
 
@@ -159,14 +128,14 @@ static int handle(remus_primary *p, const struct remus_record *r,
  * Wait at most `ms` for input or a kick, and take in what there is.  0, or
  * -errno after the link was declared lost.
  */
-static int receive(remus_primary *p, int fd, int ms, int kickable)
+static int receive(remus_primary *p, int fd, int ms)
 {
     struct pollfd pf[2] = {{.fd = fd, .events = POLLIN},
                            {.fd = p->kick, .events = POLLIN}};
-    int n = poll(pf, kickable ? 2 : 1, ms);
+    int n = poll(pf, 2, ms);
     if (n < 0)
         return errno == EINTR ? 0 : -errno;
-    if (kickable && n > 0 && pf[1].revents) {
+    if (n > 0 && pf[1].revents) {
         uint64_t count;
         ssize_t got = read(p->kick, &count, sizeof count);
         (void)got;
@@ -249,7 +218,7 @@ static int receive_until(remus_primary *p,
             break;
         int fd = p->fd;
         pthread_mutex_unlock(&p->lock);
-        receive(p, fd, ms, 0);
+        receive(p, fd, ms);
         pthread_mutex_lock(&p->lock);
     }
     pthread_mutex_unlock(&p->lock);
@@ -300,10 +269,11 @@ void *remus_primary_receiver_main(void *arg)
     remus_primary *p = arg;
     pthread_mutex_lock(&p->lock);
     while (!p->stopping) {
+        int ms = remus_primary_expire_waiters(p, REMUS_LINGER_MS);
         uint64_t away = (now_ns(p) - p->rx_left_ns) / 1000000u;
         if (p->fd < 0 || !p->stats.connected || p->rx_caller ||
             (!p->rx_wanted && away < REMUS_LINGER_MS)) {
-            timed_wait(&p->rx_resume, &p->lock, REMUS_LINGER_MS);
+            timed_wait(&p->rx_resume, &p->lock, ms);
             continue;
         }
         p->rx_wanted = 0;
@@ -311,7 +281,7 @@ void *remus_primary_receiver_main(void *arg)
         int fd = p->fd;
         pthread_mutex_unlock(&p->lock);
         pthread_mutex_lock(&p->rx_lock);
-        receive(p, fd, 1000, 1);
+        receive(p, fd, ms);
         pthread_mutex_unlock(&p->rx_lock);
         pthread_mutex_lock(&p->lock);
         p->rx_polling = 0;
