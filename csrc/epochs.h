@@ -2,7 +2,8 @@
 /*
  * Epoch statistics: the layout of their memory.  docs/formats.md tells the
  * same.  One mapping holds everything: anonymous, or a file that readers in
- * other processes map read-only.
+ * other processes map read-only.  The file is always one in memory (why:
+ * epochs_file.c).
  *
  *   offset   size
  *        0   4096   header
@@ -112,6 +113,64 @@ enum {
 };
 _Static_assert(REMUS_SW_COUNT * 8u == REMUS_EPOCHS_SLOT, "slot");
 _Static_assert(REMUS_HW_BUCKETS * 8u == REMUS_EPOCHS_SERIES_HEAD, "series");
+
+/* A handle.  Constant from create or attach to close: no lock. */
+struct remus_epochs {
+    unsigned char *base; /* the mapping, REMUS_EPOCHS_BYTES */
+    int fd;              /* holds (writer) or asks for the lock; -1: none */
+    int writer;          /* may write to the mapping */
+    char *path;          /* writer: the name that `link` has; or NULL */
+    char *link;          /* writer: what the symbolic link says; or NULL */
+};
+
+static inline remus_word *remus_epochs_at(const remus_epochs *e,
+                                          uint64_t offset)
+{
+    return (remus_word *)(void *)(e->base + offset);
+}
+
+static inline remus_word *remus_epochs_words(const remus_epochs *e)
+{
+    return remus_epochs_at(e, REMUS_EPOCHS_WORDS_AT);
+}
+
+static inline remus_word *remus_epochs_slot(const remus_epochs *e,
+                                            uint64_t position)
+{
+    return remus_epochs_at(e, REMUS_EPOCHS_RING_AT +
+                                  position % REMUS_EPOCHS_RING *
+                                      REMUS_EPOCHS_SLOT);
+}
+
+static inline remus_word *remus_epochs_series_at(const remus_epochs *e,
+                                                 int series)
+{
+    return remus_epochs_at(e, REMUS_EPOCHS_SERIES_AT +
+                                  (uint64_t)series * REMUS_EPOCHS_SERIES);
+}
+
+/* For the writer's own view of a word that nobody else changes, and for the
+ * second look at a sequence. */
+static inline uint64_t remus_own(const remus_word *word)
+{
+    return atomic_load_explicit(word, memory_order_relaxed);
+}
+
+static inline uint64_t remus_get(const remus_word *word)
+{
+    return atomic_load_explicit(word, memory_order_acquire);
+}
+
+static inline void remus_put(remus_word *word, uint64_t value)
+{
+    atomic_store_explicit(word, value, memory_order_release);
+}
+
+/* Before what it announces. */
+static inline void remus_put_early(remus_word *word, uint64_t value)
+{
+    atomic_store_explicit(word, value, memory_order_relaxed);
+}
 
 /*
  * Buckets.  Values below 64 have one each; from there on every power of two

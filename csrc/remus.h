@@ -732,10 +732,13 @@ struct remus_epochs_info {
 
 /*
  * Create statistics, as their one writer.  `path` NULL: anonymous memory,
- * for readers in this process.  Else a file (0600, 532 KiB): a new one is
- * made and takes the place of an older one at once, whose readers keep what
- * they have.  On a file system in memory (/run, /dev/shm) no later call
- * waits for a disk; elsewhere a store can meet write-back of its page.
+ * for readers in this process.  Else the name under which other processes
+ * find them (0600, 532 KiB): what had it is replaced at once, and readers of
+ * that keep what they have.  On a file system in memory (/run, /dev/shm) a
+ * file is made.  Elsewhere, where a store into a file could wait for its
+ * disk, `path` becomes a symbolic link to memory of this process, and a file
+ * with the final state at close; if the process dies before, only who had
+ * attached still has them.
  * `name`: of the device, resource or group, at most REMUS_NAME_MAX bytes.
  * Blocks for file I/O.  Errors: -EINVAL name; -ENOSPC; others of open(2),
  * rename(2), mmap(2).
@@ -744,11 +747,12 @@ REMUS_API int remus_epochs_create(const char *path, const char *name,
                                   remus_epochs **out);
 
 /*
- * Read the file of another process, or of one that has died.  The handle
- * stays with this file if a newer one takes its place: attach again when
- * remus_epochs_info() says that nobody writes any more.  Blocks for file
- * I/O.  Errors: -EBADMSG not such a file, of another version, or damaged
- * (the text says which); -ENOENT and others of open(2), mmap(2).
+ * Read the statistics of another process, or the file of one that has
+ * ended.  The handle stays with what it found if something newer takes its
+ * place: attach again when remus_epochs_info() says that nobody writes any
+ * more.  Blocks for file I/O.  Errors: -EBADMSG not such a file, of another
+ * version, or damaged (the text says which); -ENOENT no file, or its writer
+ * died and took them along; others of open(2), mmap(2).
  */
 REMUS_API int remus_epochs_attach(const char *path, remus_epochs **out);
 
@@ -817,8 +821,8 @@ REMUS_API int remus_epochs_info(remus_epochs *e,
                                 struct remus_epochs_info *out);
 
 /*
- * The writer says that nothing follows; the file stays.  A reader lets go.
- * Frees the handle.  NULL is allowed.
+ * The writer says that nothing follows; a file stays.  A reader lets go.
+ * Frees the handle.  Blocks for file I/O.  NULL is allowed.
  */
 REMUS_API void remus_epochs_close(remus_epochs *e);
 

@@ -6,15 +6,17 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <linux/magic.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 
 #include "epochs.h"
 #include "pair.h"
 
-static char dir[] = "/tmp/remus-epochs-XXXXXX";
-static char path[64];
+static char dir[64], path[80];
+static int linked; /* `path` is on a disk: a link while the writer lives */
 
 /* A sample whose every field follows from its number. */
 static struct remus_epoch_sample sample_of(uint64_t n)
@@ -196,7 +198,11 @@ static void check_foreign(void)
     CHECK(stat(path, &st));
     EXPECT((st.st_mode & 07777) == 0600);
     EXPECT(st.st_blocks * 512 >= (off_t)REMUS_EPOCHS_BYTES);
+    CHECK(lstat(path, &st));
+    EXPECT(S_ISLNK(st.st_mode) == linked);
     remus_epochs_close(e);
+    CHECK(lstat(path, &st));
+    EXPECT(S_ISREG(st.st_mode) && (st.st_mode & 07777) == 0600);
 
     unsigned char *p = whole_file(path, &fd);
     for (unsigned int i = 0; i < REMUS_EPOCHS_CRC_AT + 4; i++) {
@@ -339,8 +345,15 @@ static void check_killed(void)
         /* Wherever it was: readers, old and new, find the rest. */
         CHECK(remus_epochs_info(e, &info));
         EXPECT(!info.writing && !info.closed);
-        remus_epochs_close(e);
-        CHECK(remus_epochs_attach(path, &e));
+        remus_epochs *late;
+        if (linked) {
+            EXPECT(remus_epochs_attach(path, &late) == -ENOENT);
+            EXPECT(strstr(remus_last_error(), "died without closing"));
+        } else {
+            CHECK(remus_epochs_attach(path, &late));
+            remus_epochs_close(e);
+            e = late;
+        }
         at = lost = whole = 0;
         while (at < info.added)
             whole += follow(e, &at, &lost);
@@ -360,7 +373,7 @@ static void check_killed(void)
 
 static atomic_int stop;
 #define READERS 3
-#define EPOCHS 200000u
+#define EPOCHS 100000u
 
 static void *reader_main(void *arg)
 {
@@ -384,6 +397,7 @@ static void check_threads(void)
 {
     remus_epochs *e, *r;
     pthread_t threads[READERS];
+    atomic_store(&stop, 0);
     CHECK(remus_epochs_create(path, "guest0", &e));
     CHECK(remus_epochs_attach(path, &r));
     for (int i = 0; i < READERS; i++)
@@ -407,14 +421,12 @@ static void check_threads(void)
     remus_epochs_close(r);
 }
 
-int main(void)
+static void check_files(const char *where, int is_disk)
 {
+    snprintf(dir, sizeof dir, "%s/remus-epochs-XXXXXX", where);
     EXPECT(mkdtemp(dir));
     snprintf(path, sizeof path, "%s/epochs", dir);
-    check_buckets();
-    check_ring();
-    check_later();
-    check_sums();
+    linked = is_disk;
     check_foreign();
     check_replaced();
     check_half();
@@ -423,5 +435,28 @@ int main(void)
     /* No temporary file is left. */
     CHECK(unlink(path));
     CHECK(rmdir(dir));
+}
+
+/* The directories to test in: one in memory, one that is not. */
+static int is_memory(const char *where)
+{
+    struct statfs fs;
+    return statfs(where, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
+}
+
+int main(void)
+{
+    static const char *const disks[] = {"/tmp", "/var/tmp", "."};
+    check_buckets();
+    check_ring();
+    check_later();
+    check_sums();
+    if (is_memory("/dev/shm"))
+        check_files("/dev/shm", 0);
+    for (size_t i = 0; i < sizeof disks / sizeof *disks; i++)
+        if (!is_memory(disks[i])) {
+            check_files(disks[i], 1);
+            return 0;
+        }
     return 0;
 }
