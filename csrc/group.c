@@ -183,6 +183,8 @@ int remus_group_start(remus_group *g, int begins)
         err = remus_fail(-EBADFD, "group %s: start in state %s", g->name,
                          state_names[g->state]);
     else
+        err = remus_group_make_stats(g);
+    if (!err)
         err = make_threads(g, calls);
     g->begins = begins;
     if (!err)
@@ -197,6 +199,8 @@ void remus_group_failed(struct remus_group_device *d, int phase, int error)
 {
     d->r.phase = phase;
     d->r.error = error;
+    if (phase != REMUS_PHASE_COMMIT && !d->failed)
+        d->failed = error;
     d->r.failed_ns = remus_group_now();
     snprintf(d->r.text, sizeof d->r.text, "%s", remus_last_error());
 }
@@ -253,6 +257,7 @@ void remus_group_drop(remus_group *g)
         return;
     for (unsigned int i = 0; i < g->count; i++)
         remus_drbd_close(g->devices[i].drbd);
+    remus_group_free_stats(g);
     close(g->fd);
     pthread_mutex_destroy(&g->lock);
     pthread_cond_destroy(&g->work);
@@ -341,9 +346,15 @@ int remus_group_postsuspend(remus_group *g, const void *tag, size_t tag_len)
         return rc;
     }
     g->running = REMUS_PHASE_POSTSUSPEND;
+    remus_group_add_sample(g);
+    g->number++;
+    g->open_sample = 1;
+    uint64_t now = g->start_ns = remus_group_now();
     for (unsigned int i = 0; i < g->count; i++) {
         struct remus_group_device *d = &g->devices[i];
         int busy = d->wait != REMUS_WAIT_IDLE;
+        d->start_ns = now;
+        d->failed = 0;
         pthread_mutex_unlock(&g->lock);
         int answer =
             busy ? remus_fail(-EBUSY,
@@ -352,12 +363,13 @@ int remus_group_postsuspend(remus_group *g, const void *tag, size_t tag_len)
                               "comes first",
                               d->r.name)
                  : send_barrier(d, tag, tag_len, &g->epochs[i]);
-        uint64_t now = remus_group_now();
+        now = remus_group_now();
         if (answer < 0)
             g->epochs[i] = 0;
         pthread_mutex_lock(&g->lock);
         sent(d, answer, g->epochs[i], now);
     }
+    g->barrier_ns = now - g->start_ns;
     rc = remus_group_first_error(g, REMUS_PHASE_POSTSUSPEND);
     g->state = rc ? REMUS_GROUP_FAILED : REMUS_GROUP_CLOSED;
     g->running = REMUS_PHASE_NONE;
@@ -432,6 +444,7 @@ int remus_group_commit(remus_group *g)
         return rc;
     }
     g->running = REMUS_PHASE_COMMIT;
+    uint64_t start = remus_group_now(), before = start;
     for (unsigned int i = 0; i < g->count; i++) {
         struct remus_group_device *d = &g->devices[i];
         if (!commits(d) || !d->complete)
@@ -443,10 +456,16 @@ int remus_group_commit(remus_group *g)
         pthread_mutex_lock(&g->lock);
         d->r.phase = REMUS_PHASE_COMMIT;
         d->r.error = 0;
+        uint64_t now = remus_group_now();
         if (answer < 0)
             remus_group_failed(d, REMUS_PHASE_COMMIT, answer);
+        else
+            remus_epochs_committed(d->stats, epoch, now - before);
+        before = now;
     }
     rc = remus_group_first_error(g, REMUS_PHASE_COMMIT);
+    if (!rc)
+        remus_epochs_committed(g->stats, g->complete, before - start);
     g->running = REMUS_PHASE_NONE;
     pthread_cond_broadcast(&g->done);
     pthread_mutex_unlock(&g->lock);
@@ -508,6 +527,8 @@ void remus_group_stop(remus_group *g)
         busy[i] = g->thread[i].busy;
     unsigned int threads = first ? g->threads : 0;
     g->state = REMUS_GROUP_STOPPED;
+    if (first)
+        remus_group_add_sample(g);
     pthread_mutex_unlock(&g->lock);
     for (unsigned int i = 0; i < threads; i++) {
         /* One that is still inside the kernel's driver has its own hold of

@@ -3,6 +3,7 @@
  * A group, inside.
  *   group.c        open, start, stop; the phases and their order
  *   group_wait.c   waiting: who waits for which device, cancel, deadline
+ *   group_stats.c  statistics of the epochs
  *
  * Locks: group.lock guards what is marked so.  It may be taken with a
  * primary's rx_lock held (a primary answers from its receiver) and is held
@@ -53,6 +54,10 @@ struct remus_group_device {
     int64_t timeout_ms;           /* of the wait under way */
     uint64_t acked;               /* newest epoch that is safe; 0 none */
     uint64_t complete;            /* ... that was safe on all devices */
+    int failed;                   /* first error of the newest epoch; 0 */
+    uint64_t start_ns;            /* its postsuspend was called */
+    uint64_t counted_epoch;       /* newest one in `stats` */
+    remus_epochs *stats;          /* constant after start; written: lock */
     struct remus_device_result r; /* name: constant after start */
 };
 
@@ -80,6 +85,11 @@ struct remus_group {
     int begins;                         /* it has the threads for begin */
     int begun;                          /* ... is a begun preresume */
     int quit;                           /* threads shall end */
+    uint64_t number;                    /* of the newest epoch, from 1 */
+    uint64_t complete;                  /* newest one safe on all; 0 none */
+    uint64_t start_ns, barrier_ns;      /* of the newest postsuspend */
+    int open_sample;                    /* the newest is not in `stats` yet */
+    remus_epochs *stats;         /* constant after start; written: lock */
     unsigned int outstanding;           /* counted devices */
     uint64_t deadline;                  /* of the wait under way */
     int64_t timeout_ms;                 /* as given */
@@ -102,6 +112,12 @@ void remus_group_hold(remus_group *g); /* lock held */
 void remus_group_drop(remus_group *g); /* lock not held */
 /* The error of the device that failed first in this phase; 0 (lock held). */
 int remus_group_first_error(const remus_group *g, int phase);
+
+/* group_stats.c */
+int remus_group_make_stats(remus_group *g);   /* lock held */
+void remus_group_free_stats(remus_group *g);  /* nobody else there */
+/* The newest epoch's fate is known (lock held). */
+void remus_group_add_sample(remus_group *g);
 
 /* group_wait.c */
 /* Does somebody wait for the device, or could it be waited for? */

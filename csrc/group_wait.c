@@ -297,8 +297,14 @@ static int conclude(remus_group *g)
     if (g->outstanding)
         give_up(g);
     int rc = remus_group_first_error(g, REMUS_PHASE_PRERESUME);
-    for (unsigned int i = 0; !rc && i < g->count; i++)
-        g->devices[i].complete = g->devices[i].acked;
+    if (!rc) {
+        for (unsigned int i = 0; i < g->count; i++) {
+            g->devices[i].complete = g->devices[i].acked;
+            g->devices[i].failed = 0;
+        }
+        g->complete = g->number;
+        remus_group_add_sample(g);
+    }
     if (g->begun) {
         uint64_t count;
         ssize_t n = read(g->fd, &count, sizeof count);

@@ -377,158 +377,6 @@ REMUS_API int remus_primary_status(remus_primary *p,
  */
 REMUS_API void remus_primary_close(remus_primary *p);
 
-/* ---- Groups: the devices of one guest ---------------------------------- */
-
-#define REMUS_GROUP_MAX 64        /* devices of one group */
-
-typedef struct remus_group remus_group;
-
-/* The phases of a checkpoint, as in struct remus_device_result. */
-enum remus_phase {
-    REMUS_PHASE_NONE,
-    REMUS_PHASE_POSTSUSPEND,
-    REMUS_PHASE_PRERESUME,
-    REMUS_PHASE_COMMIT
-};
-
-/*
- * A device of another kind (a NIC, a test).  A phase that is NULL is a
- * no-op.  `postsuspend` must not block; it returns 0 or 1 (empty) and its
- * number in *epoch, or -errno.  `preresume` returns 0 once `epoch` is safe;
- * it is called in a thread of the group or in the caller's, and may block
- * until `timeout_ms` (negative: no limit) or until `cancel` is called, which
- * comes from another thread, perhaps a moment before the call that it means.
- * `commit`: `epoch` is complete.
- */
-struct remus_device_ops {
-    int (*postsuspend)(void *opaque, const void *tag, size_t tag_len,
-                       uint64_t *epoch);
-    int (*preresume)(void *opaque, uint64_t epoch, int64_t timeout_ms);
-    int (*commit)(void *opaque, uint64_t epoch);
-    void (*cancel)(void *opaque);
-};
-
-/* What one device of a group answered. */
-struct remus_device_result {
-    int phase;                /* enum remus_phase: the newest on it */
-    int error;                /* -errno of that phase; 0 it went well */
-    int empty;                /* 1: the newest epoch was empty */
-    int acked;                /* 1: the newest epoch is safe */
-    uint64_t epoch;           /* number of the newest epoch; 0 none */
-    uint64_t sent_ns;         /* when its barrier had been sent */
-    uint64_t ack_ns;          /* when its ack was known; 0 not yet */
-    uint64_t failed_ns;       /* when `error` happened */
-    char name[64];
-    char text[256];           /* the words for `error` */
-};
-
-/*
- * A group takes the devices of one guest through the phases together, as
- * libxl's checkpoint device layer does, without a fork: postsuspend on all,
- * then one wait for all acks.  Add the devices, then start it.
- *
- * Phases come in order: postsuspend, preresume, commit, again and again;
- * postsuspend of n+1 may precede commit of n, not the end of preresume of n.
- * One at a time: a phase that another thread is in, or that is out of order,
- * changes nothing (-EINPROGRESS, -EBADFD).  A phase runs on every device,
- * whatever the others answer; it returns 0, or -errno of the device that
- * failed first, and remus_group_results() tells of every one.
- *
- * The group does not own its devices: close it first.
- */
-REMUS_API int remus_group_open(const char *name, remus_group **out);
-
-/* Add a device (not after the start).  Returns its index.  Errors: -EBADFD
- * started; -ENOSPC REMUS_GROUP_MAX; -EINVAL name; -ENOMEM. */
-REMUS_API int remus_group_add_drbd(remus_group *g, const char *name,
-                                   remus_drbd *dev);
-REMUS_API int remus_group_add_primary(remus_group *g, const char *name,
-                                      remus_primary *p);
-REMUS_API int remus_group_add_device(remus_group *g, const char *name,
-                                     const struct remus_device_ops *ops,
-                                     void *opaque);
-
-/*
- * Make the threads that will wait: none for a single device without
- * `begins`, else one for each device that can only be waited for in a call
- * (DRBD, devices of your own) less the one that the caller takes itself.
- * `begins` 1: remus_group_preresume_begin() will be used, so all need one.
- * The threads block all signals.  Errors: -EBADFD started; -EAGAIN no thread.
- */
-REMUS_API int remus_group_start(remus_group *g, int begins);
-
-/*
- * Close the epoch on every device.  Never blocks on a disk or the network.
- * `tag`: NULL/0, or up to REMUS_TAG_MAX bytes; for a DRBD device the text of
- * a number from 1 to 2^63-1.  If one fails, the epoch can't be waited for:
- * postsuspend again.
- */
-REMUS_API int remus_group_postsuspend(remus_group *g, const void *tag,
-                                      size_t tag_len);
-
-/*
- * Return only when the epoch is safe on every device.  Blocks at most
- * `timeout_ms`, plus the kernel's own limit where the calling thread itself
- * is inside a DRBD wait.  A single device is waited for in the calling
- * thread; with more, a parked thread is woken, which wakes the next.  After
- * a failure it may be called again: it waits for those without an ack.
- */
-REMUS_API int remus_group_preresume(remus_group *g, int64_t timeout_ms);
-
-/*
- * The same for event loops.  begin: never blocks; the result comes from
- * finish.  fd: becomes readable when every device has answered; the same
- * descriptor for the life of the group, which owns it; a program may only
- * poll it.  finish: -EAGAIN as long as there is no result and the deadline
- * of begin is not over; after it, devices that are still inside the driver
- * count as timed out and are waited for further by the next preresume.
- */
-REMUS_API int remus_group_preresume_begin(remus_group *g,
-                                          int64_t timeout_ms);
-REMUS_API int remus_group_fd(remus_group *g);
-REMUS_API int remus_group_preresume_finish(remus_group *g);
-
-/*
- * Say on every device that the newest epoch that was safe on all of them is
- * complete.  Never blocks.  Idempotent.  Refused (-EBADFD) while a device
- * that can't name an epoch (DRBD, one of your own) has acked one that another
- * has not.
- */
-REMUS_API int remus_group_commit(remus_group *g);
-
-/*
- * End the wait under way, in another thread or begun: devices without an ack
- * answer -ECANCELED, and preresume may be called again.  Safe from any
- * thread.  Prompt: it blocks at most 0.1 s a DRBD device; only a caller that
- * is itself inside the kernel's driver stays there until the driver's limit
- * or the signal of remus_drbd_cancel_signal().  0; 1 nothing was under way.
- */
-REMUS_API int remus_group_cancel(remus_group *g);
-
-/* What each device answered, in the order of adding; returns how many there
- * are and writes at most `cap`.  Never blocks; any thread. */
-REMUS_API int remus_group_results(remus_group *g,
-                                  struct remus_device_result *out,
-                                  unsigned int cap);
-
-/* The number of each device's newest epoch (0: its postsuspend failed), in
- * the order of adding: an array that lives as long as the group and changes
- * in postsuspend only. */
-REMUS_API const uint64_t *remus_group_epochs(remus_group *g);
-
-/*
- * End everything: cancel, and let no call reach a device any more.  When it
- * returns, primaries and devices of your own are no longer used; a DRBD
- * device whose wait is still inside the kernel's driver is kept open by the
- * thread in it, which ends by itself.  Later calls answer -EBADFD.  Blocks
- * as remus_group_cancel() does, and until preresume of a device of your own
- * has heard its cancel.  Any thread; idempotent.
- */
-REMUS_API void remus_group_stop(remus_group *g);
-
-/* remus_group_stop(), and free the handle.  NULL is allowed. */
-REMUS_API void remus_group_close(remus_group *g);
-
 /* ---- Backup ---------------------------------------------------------- */
 
 typedef struct remus_backup remus_backup;
@@ -825,6 +673,174 @@ REMUS_API int remus_epochs_info(remus_epochs *e,
  * Frees the handle.  Blocks for file I/O.  NULL is allowed.
  */
 REMUS_API void remus_epochs_close(remus_epochs *e);
+
+/* ---- Groups: the devices of one guest ---------------------------------- */
+
+#define REMUS_GROUP_MAX 64        /* devices of one group */
+
+typedef struct remus_group remus_group;
+
+/* The phases of a checkpoint, as in struct remus_device_result. */
+enum remus_phase {
+    REMUS_PHASE_NONE,
+    REMUS_PHASE_POSTSUSPEND,
+    REMUS_PHASE_PRERESUME,
+    REMUS_PHASE_COMMIT
+};
+
+/*
+ * A device of another kind (a NIC, a test).  A phase that is NULL is a
+ * no-op.  `postsuspend` must not block; it returns 0 or 1 (empty) and its
+ * number in *epoch, or -errno.  `preresume` returns 0 once `epoch` is safe;
+ * it is called in a thread of the group or in the caller's, and may block
+ * until `timeout_ms` (negative: no limit) or until `cancel` is called, which
+ * comes from another thread, perhaps a moment before the call that it means.
+ * `commit`: `epoch` is complete.
+ */
+struct remus_device_ops {
+    int (*postsuspend)(void *opaque, const void *tag, size_t tag_len,
+                       uint64_t *epoch);
+    int (*preresume)(void *opaque, uint64_t epoch, int64_t timeout_ms);
+    int (*commit)(void *opaque, uint64_t epoch);
+    void (*cancel)(void *opaque);
+};
+
+/* What one device of a group answered. */
+struct remus_device_result {
+    int phase;                /* enum remus_phase: the newest on it */
+    int error;                /* -errno of that phase; 0 it went well */
+    int empty;                /* 1: the newest epoch was empty */
+    int acked;                /* 1: the newest epoch is safe */
+    uint64_t epoch;           /* number of the newest epoch; 0 none */
+    uint64_t sent_ns;         /* when its barrier had been sent */
+    uint64_t ack_ns;          /* when its ack was known; 0 not yet */
+    uint64_t failed_ns;       /* when `error` happened */
+    char name[64];
+    char text[256];           /* the words for `error` */
+};
+
+/*
+ * A group takes the devices of one guest through the phases together, as
+ * libxl's checkpoint device layer does, without a fork: postsuspend on all,
+ * then one wait for all acks.  Add the devices, then start it.
+ *
+ * Phases come in order: postsuspend, preresume, commit, again and again;
+ * postsuspend of n+1 may precede commit of n, not the end of preresume of n.
+ * One at a time: a phase that another thread is in, or that is out of order,
+ * changes nothing (-EINPROGRESS, -EBADFD).  A phase runs on every device,
+ * whatever the others answer; it returns 0, or -errno of the device that
+ * failed first, and remus_group_results() tells of every one.
+ *
+ * The group does not own its devices: close it first.
+ */
+REMUS_API int remus_group_open(const char *name, remus_group **out);
+
+/* Add a device (not after the start).  Returns its index.  Errors: -EBADFD
+ * started; -ENOSPC REMUS_GROUP_MAX; -EINVAL name; -ENOMEM. */
+REMUS_API int remus_group_add_drbd(remus_group *g, const char *name,
+                                   remus_drbd *dev);
+REMUS_API int remus_group_add_primary(remus_group *g, const char *name,
+                                      remus_primary *p);
+REMUS_API int remus_group_add_device(remus_group *g, const char *name,
+                                     const struct remus_device_ops *ops,
+                                     void *opaque);
+
+/*
+ * Keep the statistics of the group's epochs in a file, from which other
+ * processes read them (remus_epochs_attach); without this they are kept in
+ * memory.  Before start.  Errors: -EBADFD; as remus_epochs_create().
+ */
+REMUS_API int remus_group_record(remus_group *g, const char *path);
+
+/*
+ * The statistics of the group (`device` -1; an epoch's number is then a
+ * running one, from 1) or of one device.  An epoch is added when preresume
+ * has succeeded, or when the next postsuspend shows that it never did.  The
+ * handle is the group's: only read from it, and not after close.  NULL:
+ * before start, or no such device.
+ */
+REMUS_API remus_epochs *remus_group_statistics(remus_group *g, int device);
+
+/*
+ * Make the threads that will wait: none for a single device without
+ * `begins`, else one for each device that can only be waited for in a call
+ * (DRBD, devices of your own) less the one that the caller takes itself.
+ * `begins` 1: remus_group_preresume_begin() will be used, so all need one.
+ * The threads block all signals.  Errors: -EBADFD started; -EAGAIN no thread.
+ */
+REMUS_API int remus_group_start(remus_group *g, int begins);
+
+/*
+ * Close the epoch on every device.  Never blocks on a disk or the network.
+ * `tag`: NULL/0, or up to REMUS_TAG_MAX bytes; for a DRBD device the text of
+ * a number from 1 to 2^63-1.  If one fails, the epoch can't be waited for:
+ * postsuspend again.
+ */
+REMUS_API int remus_group_postsuspend(remus_group *g, const void *tag,
+                                      size_t tag_len);
+
+/*
+ * Return only when the epoch is safe on every device.  Blocks at most
+ * `timeout_ms`, plus the kernel's own limit where the calling thread itself
+ * is inside a DRBD wait.  A single device is waited for in the calling
+ * thread; with more, a parked thread is woken, which wakes the next.  After
+ * a failure it may be called again: it waits for those without an ack.
+ */
+REMUS_API int remus_group_preresume(remus_group *g, int64_t timeout_ms);
+
+/*
+ * The same for event loops.  begin: never blocks; the result comes from
+ * finish.  fd: becomes readable when every device has answered; the same
+ * descriptor for the life of the group, which owns it; a program may only
+ * poll it.  finish: -EAGAIN as long as there is no result and the deadline
+ * of begin is not over; after it, devices that are still inside the driver
+ * count as timed out and are waited for further by the next preresume.
+ */
+REMUS_API int remus_group_preresume_begin(remus_group *g,
+                                          int64_t timeout_ms);
+REMUS_API int remus_group_fd(remus_group *g);
+REMUS_API int remus_group_preresume_finish(remus_group *g);
+
+/*
+ * Say on every device that the newest epoch that was safe on all of them is
+ * complete.  Never blocks.  Idempotent.  Refused (-EBADFD) while a device
+ * that can't name an epoch (DRBD, one of your own) has acked one that another
+ * has not.
+ */
+REMUS_API int remus_group_commit(remus_group *g);
+
+/*
+ * End the wait under way, in another thread or begun: devices without an ack
+ * answer -ECANCELED, and preresume may be called again.  Safe from any
+ * thread.  Prompt: it blocks at most 0.1 s a DRBD device; only a caller that
+ * is itself inside the kernel's driver stays there until the driver's limit
+ * or the signal of remus_drbd_cancel_signal().  0; 1 nothing was under way.
+ */
+REMUS_API int remus_group_cancel(remus_group *g);
+
+/* What each device answered, in the order of adding; returns how many there
+ * are and writes at most `cap`.  Never blocks; any thread. */
+REMUS_API int remus_group_results(remus_group *g,
+                                  struct remus_device_result *out,
+                                  unsigned int cap);
+
+/* The number of each device's newest epoch (0: its postsuspend failed), in
+ * the order of adding: an array that lives as long as the group and changes
+ * in postsuspend only. */
+REMUS_API const uint64_t *remus_group_epochs(remus_group *g);
+
+/*
+ * End everything: cancel, and let no call reach a device any more.  When it
+ * returns, primaries and devices of your own are no longer used; a DRBD
+ * device whose wait is still inside the kernel's driver is kept open by the
+ * thread in it, which ends by itself.  Later calls answer -EBADFD.  Blocks
+ * as remus_group_cancel() does, and until preresume of a device of your own
+ * has heard its cancel.  Any thread; idempotent.
+ */
+REMUS_API void remus_group_stop(remus_group *g);
+
+/* remus_group_stop(), and free the handle.  NULL is allowed. */
+REMUS_API void remus_group_close(remus_group *g);
 
 /* cffi:end */
 

@@ -468,6 +468,50 @@ static void test_crowd(void)
     remus_group_close(g);
 }
 
+/* ---- statistics ----------------------------------------------------------- */
+
+static void test_statistics(void)
+{
+    remus_group *g;
+    CHECK(remus_group_open("guest0", &g));
+    EXPECT(!remus_group_statistics(g, -1));
+    for (int i = 0; i < 2; i++) {
+        dev_init(&devs[i]);
+        CHECK(remus_group_add_device(g, i ? "b" : "a", &ops, &devs[i]));
+    }
+    CHECK(remus_group_start(g, 0));
+    CHECK(remus_group_postsuspend(g, NULL, 0));
+    CHECK(remus_group_preresume(g, 1000));
+    CHECK(remus_group_commit(g));
+    /* Tried twice, counted once; its commit is the next one's. */
+    dev_set(&devs[1], &devs[1].pre, -EIO);
+    CHECK(remus_group_postsuspend(g, NULL, 0));
+    EXPECT(remus_group_preresume(g, 1000) == -EIO);
+    dev_set(&devs[1], &devs[1].pre, 0);
+    CHECK(remus_group_preresume(g, 1000));
+    /* Never safe. */
+    dev_set(&devs[1], &devs[1].pre, -EPROTO);
+    CHECK(remus_group_postsuspend(g, NULL, 0));
+    EXPECT(remus_group_preresume(g, 1000) == -EPROTO);
+    dev_set(&devs[1], &devs[1].post, -EPROTO);
+    EXPECT(remus_group_postsuspend(g, NULL, 0) == -EPROTO);
+    remus_group_stop(g);
+    struct remus_epoch_sample s[8];
+    uint64_t next, lost;
+    remus_epochs *e = remus_group_statistics(g, -1);
+    EXPECT(remus_epochs_read(e, 0, s, 8, &next, &lost) == 4);
+    EXPECT(s[0].epoch == 1 && s[0].result == 0 && s[0].commit_ns);
+    EXPECT(s[1].epoch == 2 && s[1].result == 0 && !s[1].commit_ns);
+    EXPECT(s[2].epoch == 3 && s[2].result == -EPROTO);
+    EXPECT(s[3].epoch == 4 && s[3].result == -EPROTO);
+    EXPECT(s[0].start_ns < s[1].start_ns && s[0].barrier_ns && s[0].ack_ns);
+    e = remus_group_statistics(g, 1);
+    EXPECT(remus_epochs_read(e, 0, s, 8, &next, &lost) == 3);
+    EXPECT(s[1].result == 0 && s[2].result == -EPROTO);
+    EXPECT(!remus_group_statistics(g, 2));
+    remus_group_close(g);
+}
+
 /* ---- with a real replica -------------------------------------------------- */
 
 static void test_replica(int others, int begins)
@@ -551,6 +595,7 @@ int main(void)
     test_begin_and_finish();
     test_deaf_device();
     test_crowd();
+    test_statistics();
     test_replica(0, 0);
     test_replica(0, 1);
     test_replica(3, 0);
