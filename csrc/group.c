@@ -509,6 +509,20 @@ static int in_use(const remus_group *g)
     return 0;
 }
 
+/* Close the DRBD devices' files now, but for those with somebody inside. */
+static void let_go(remus_group *g)
+{
+    pthread_mutex_lock(&g->lock);
+    for (unsigned int i = 0; i < g->count; i++) {
+        struct remus_group_device *d = &g->devices[i];
+        if (d->wait == REMUS_WAIT_IDLE) {
+            remus_drbd_close(d->drbd);
+            d->drbd = NULL;
+        }
+    }
+    pthread_mutex_unlock(&g->lock);
+}
+
 void remus_group_stop(remus_group *g)
 {
     pthread_mutex_lock(&g->lock);
@@ -538,6 +552,8 @@ void remus_group_stop(remus_group *g)
         else
             pthread_join(g->thread[i].id, NULL);
     }
+    if (first)
+        let_go(g);
     remus_group_drop(g);
 }
 

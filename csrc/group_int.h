@@ -40,7 +40,7 @@ enum remus_device_wait {
 struct remus_group_device {
     remus_group *group;           /* constant */
     enum remus_device_kind kind;  /* constant */
-    remus_drbd *drbd;             /* constant: DRBD, held */
+    remus_drbd *drbd;             /* DRBD, held; constant until stop */
     remus_primary *primary;       /* constant: PRIMARY */
     struct remus_device_ops ops;  /* constant: OWN */
     void *opaque;                 /* constant: OWN */

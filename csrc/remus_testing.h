@@ -106,6 +106,9 @@ REMUS_API void remus_sim_drops_cache(remus_sim *sim, int on);
 REMUS_API int remus_test_drbd_open_as(const char *path, int is_node,
                                       remus_drbd **out);
 
+/* A device of a group whose phases return at once. */
+REMUS_API const struct remus_device_ops *remus_test_null_ops(void);
+
 /* cffi:end */
 
 /* The table of a simulated disk. */

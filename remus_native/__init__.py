@@ -3,18 +3,22 @@
 
 - `Primary`, `Backup`, `Export`: the replica engine, in user space.
 - `DrbdDisk`: a device that answers DRBD's protocol D ioctls.
-- `CheckpointDevices`: the device layer, all disks of a guest in step.
+- `CheckpointDevices`: the device layer, all disks of a guest in step;
+  `AsyncCheckpointDevices`: the same for asyncio.
 - `Checkpointer`: the loop on top; `NullGuest`, `QmpGuest`: guests.
 - `RemusError` and what is under it: everything that can go wrong.
 
 Importing starts no thread and needs only cffi.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ._version import __version__
 from .checkpointer import Checkpointer, CheckpointStatistics, EpochStats, Guest
 from .devices import CheckpointDevice, CheckpointDevices, Subkind
 from .drbd import DrbdDisk
 from .errors import (
+    CheckpointCancelled,
     CheckpointTimeout,
     ConfigError,
     DeviceErrors,
@@ -40,9 +44,14 @@ from .replica import (
     Volume,
 )
 
+if TYPE_CHECKING:
+    from .devices_async import AsyncCheckpointDevices
+
 __all__ = [
+    "AsyncCheckpointDevices",
     "Backup",
     "Checkpoint",
+    "CheckpointCancelled",
     "CheckpointDevice",
     "CheckpointDevices",
     "CheckpointStatistics",
@@ -73,3 +82,12 @@ __all__ = [
     "Volume",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # asyncio is large, and most programs that import this do without.
+    if name == "AsyncCheckpointDevices":
+        from .devices_async import AsyncCheckpointDevices
+
+        return AsyncCheckpointDevices
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

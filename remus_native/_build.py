@@ -59,12 +59,72 @@ def pkg_config(*what: str) -> list[str]:
     return shlex.split(subprocess.check_output([tool, *what, *LIBRARIES], text=True))
 
 
+# Devices written in Python (see _group.py), and the phases of a group that
+# holds replicas only.
+BINDING = """
+extern "Python" int remus_py_postsuspend(void *, const void *, size_t, uint64_t *);
+extern "Python" int remus_py_preresume(void *, uint64_t, int64_t);
+extern "Python" int remus_py_commit(void *, uint64_t);
+extern "Python" void remus_py_cancel(void *);
+int remus_py_postsuspend_held(remus_group *, const void *, size_t);
+int remus_py_commit_held(remus_group *);
+"""
+
+# cffi's wrappers give up the GIL around every call.  Round one that can't
+# block that is a loss: another thread that takes it keeps it for a switch
+# interval, 5 ms by default, in which the guest stays suspended.  So these
+# keep it; the comparison is folded when it is compiled.
+KEEP_GIL = (
+    "remus_drbd_is_node",
+    "remus_group_epochs",
+    "remus_group_fd",
+    "remus_group_preresume_begin",
+    "remus_group_preresume_finish",
+    "remus_group_results",
+    "remus_last_error",
+    "remus_primary_commit",
+    "remus_primary_postsuspend",
+    "remus_py_commit_held",
+    "remus_py_postsuspend_held",
+    "remus_state_name",
+    "remus_version",
+)
+PREAMBLE = """
+#include <string.h>
+static inline __attribute__((always_inline)) int remus_keeps_gil(const char *f)
+{
+    return REMUS_KEEPS_GIL;
+}
+#undef Py_BEGIN_ALLOW_THREADS
+#undef Py_END_ALLOW_THREADS
+#define Py_BEGIN_ALLOW_THREADS                                              \\
+    {                                                                       \\
+        PyThreadState *_save =                                              \\
+            remus_keeps_gil(__func__) ? NULL : PyEval_SaveThread();
+#define Py_END_ALLOW_THREADS                                                \\
+        if (_save)                                                          \\
+            PyEval_RestoreThread(_save);                                    \\
+    }
+
+static int remus_py_postsuspend_held(remus_group *g, const void *tag, size_t len)
+{
+    return remus_group_postsuspend(g, tag, len);
+}
+static int remus_py_commit_held(remus_group *g)
+{
+    return remus_group_commit(g);
+}
+"""
+TESTS = " || ".join(f'!strcmp(f, "_cffi_f_{name}")' for name in KEEP_GIL)
+
 ffibuilder = FFI()
 for _name in HEADERS:
     ffibuilder.cdef(cdef_of((CSRC / _name).read_text(encoding="utf-8")))
+ffibuilder.cdef(BINDING)
 ffibuilder.set_source(
     "remus_native._core",
-    "".join(f'#include "{name}"\n' for name in HEADERS),
+    "".join(f'#include "{name}"\n' for name in HEADERS)
+    + PREAMBLE.replace("REMUS_KEEPS_GIL", TESTS),
     sources=sorted(f"csrc/{path.name}" for path in CSRC.glob("*.c")),
     depends=sorted(f"csrc/{path.name}" for path in CSRC.glob("*.[ch]")),
     # -iquote: csrc/ has headers whose names other libraries use in <...>.

@@ -3,26 +3,28 @@
 
 It is libxl's checkpoint device layer with its faults mended: an error never
 counts as "sent", the result of a wait is never thrown away, "does not match"
-is told from "not ready", and no process is forked to wait.
+is told from "not ready", and no process is forked to wait.  The phases run
+in C (csrc/group.c).
 """
 
 from __future__ import annotations
 
 import errno
-import queue
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from ._binding import ffi, lib, milliseconds
+from ._group import DeviceGroup
+from .drbd import DrbdDisk
 from .errors import (
     DeviceErrors,
     DeviceNotSupported,
     PhaseError,
     RemusWarning,
 )
-from .replica import ReplicaResource, Tag
+from .replica import ReplicaResource, Tag, encode_tag
 
 __all__ = ["CheckpointDevice", "CheckpointDevices", "Subkind"]
 
@@ -34,7 +36,9 @@ class CheckpointDevice(Protocol):
     A phase that a device does not have may be missing; it is a no-op then.
     ``setup`` may raise `DeviceNotSupported`, which means "not mine": the
     layer goes on to the next subkind.  ``postsuspend`` must not block;
-    ``preresume`` returns only when the epoch is safe.
+    ``preresume`` returns only when the epoch is safe, and is called in a
+    thread of the layer if there are several devices.  A ``cancel``, if it has
+    one, is called from another thread to end that wait.
     """
 
     kind: str
@@ -61,39 +65,6 @@ class Subkind:
     match: Callable[[Any], CheckpointDevice]
 
 
-class _Worker:
-    """A parked thread that waits for one device, made at setup."""
-
-    def __init__(self, device: Any) -> None:
-        self.device = device
-        self.jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.thread = threading.Thread(
-            target=self._run, name=f"remus-wait-{device.name}", daemon=True
-        )
-        self.thread.start()
-
-    def _run(self) -> None:
-        while True:
-            job = self.jobs.get()
-            if job is None:
-                return
-            index, timeout_s, results = job
-            error: BaseException | None = None
-            try:
-                self.device.preresume(timeout_s)
-            except BaseException as caught:
-                error = caught
-            results.put((index, error))
-
-    def stop(self) -> None:
-        self.jobs.put(None)
-        self.thread.join()
-
-
-def _phase_of(device: Any, name: str) -> Callable[..., Any] | None:
-    return getattr(device, name, None)
-
-
 class CheckpointDevices:
     """All devices of one guest, taken through the phases together.
 
@@ -105,15 +76,20 @@ class CheckpointDevices:
     - `postsuspend` closes the epoch on every device, one after the other
       (it never blocks).
     - `preresume` waits for all at once: a single device in the calling
-      thread, several in threads that were made by setup.
+      thread, several with the help of threads that were made by setup.
     - `commit` tells every device, and only after every one's preresume
       succeeded.
     - `teardown` reaches every device that was set up, in reverse order,
       whatever the others do.
 
     All errors are reported: one device's error is raised as it is, several
-    as `DeviceErrors`, whose first is the cause.  A phase out of order is a
-    `PhaseError`, not a guess.  Not for use from several threads at once.
+    as `DeviceErrors`, whose first is the cause.  A phase out of order, or
+    while another thread is in one, is a `PhaseError`, not a guess.
+
+    For an event loop give ``event_loop=True`` and use `preresume_begin`,
+    `fileno` and `preresume_finish` instead of `preresume`;
+    `AsyncCheckpointDevices` does that for asyncio.  ``statistics``: a file in
+    which the statistics of the epochs are kept for other processes.
 
     >>> with CheckpointDevices([ReplicaResource(primary)]) as devices:
     ...     devices.postsuspend()
@@ -122,20 +98,31 @@ class CheckpointDevices:
     """
 
     def __init__(
-        self, devices: Iterable[Any], *, subkinds: Sequence[Subkind] = ()
+        self,
+        devices: Iterable[Any],
+        *,
+        subkinds: Sequence[Subkind] = (),
+        event_loop: bool = False,
+        name: str = "guest",
+        statistics: str | None = None,
     ) -> None:
         self._descriptions = list(devices)
         self._subkinds = tuple(subkinds)
+        self._event_loop = event_loop
+        self._name = name
+        self._statistics = statistics
         self._devices: list[Any] = []
-        self._workers: list[_Worker] = []
-        self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._post: list[Callable[..., Any]] = []
-        self._pre: list[Callable[..., Any]] = []
-        self._commit: list[Callable[..., Any]] = []
-        self._state = "new"
-        self._acked = False
-        self._pending: set[int] = set()  # workers whose device has no ack yet
+        self._numbered = False  # a DRBD device takes only numbers as tags
+        self._limit_s: float | None = None
         self.numbers: tuple[int | None, ...] = ()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._group: DeviceGroup | None = None
+        self._raw: Any = ffi.NULL
+        self._send: Callable[..., int] = _before_setup
+        self._wait: Callable[..., int] = _before_setup
+        self._tell: Callable[..., int] = _before_setup
 
     @property
     def devices(self) -> tuple[Any, ...]:
@@ -157,27 +144,32 @@ class CheckpointDevices:
         Raises `DeviceNotSupported` if no subkind takes a device (with each
         one's reason), or what a device's own setup raised.
         """
-        if self._state != "new":
-            raise PhaseError(f"setup in state {self._state}", phase="setup")
-        self._state = "setup"
+        if self._group is not None or self._devices:
+            raise PhaseError("setup in a session that is set up", phase="setup")
         try:
             for description in self._descriptions:
                 self._devices.append(self._take(description))
             self._warn_if_mixed()
+            self._start()
         except BaseException:
             self._teardown_all()
-            self._state = "new"
             raise
-        bound = [
-            [m for d in self._devices if (m := _phase_of(d, name))]
-            for name in ("postsuspend", "preresume", "commit")
-        ]
-        self._post, self._pre, self._commit = bound
-        waiting = [d for d in self._devices if _phase_of(d, "preresume")]
-        if len(waiting) > 1:
-            self._workers = [_Worker(device) for device in waiting]
-        self._state = "running"
-        self._acked = False
+
+    def _start(self) -> None:
+        group = self._group = DeviceGroup(self._name)
+        for device in self._devices:
+            group.add(device)
+        group.start(begins=self._event_loop, statistics=self._statistics)
+        self._numbered = any(isinstance(d, DrbdDisk) for d in self._devices)
+        limits = [getattr(d, "timeout_s", None) for d in self._devices]
+        self._limit_s = None if None in limits else max(limits, default=None)  # type: ignore[type-var]
+        quick = group.replicas_only
+        self._send = (
+            lib.remus_py_postsuspend_held if quick else lib.remus_group_postsuspend
+        )
+        self._tell = lib.remus_py_commit_held if quick else lib.remus_group_commit
+        self._wait = lib.remus_group_preresume
+        self._raw = group.raw
 
     def _take(self, description: Any) -> Any:
         """A device for a description, set up."""
@@ -188,16 +180,16 @@ class CheckpointDevices:
         for subkind in self._subkinds:
             try:
                 device = subkind.match(description)
-                setup = _phase_of(device, "setup")
+                setup = getattr(device, "setup", None)
                 if setup:
                     setup()
             except DeviceNotSupported as error:
                 reasons.append(f"{subkind.name}: {error}")
                 continue
             return device
-        if _phase_of(description, "postsuspend") or _phase_of(description, "setup"):
+        setup = getattr(description, "setup", None)
+        if setup or hasattr(description, "postsuspend"):
             # A ready-made device that lacks some phases.
-            setup = _phase_of(description, "setup")
             if setup:
                 setup()
             return description
@@ -229,22 +221,32 @@ class CheckpointDevices:
     def teardown(self) -> None:
         """End the session on every device that was set up; idempotent.
 
-        Every device is reached; errors are collected and raised at the end.
+        A preresume under way in another thread is cancelled.  Every device
+        is reached; errors are collected and raised at the end.
         """
-        if self._state == "new":
-            return
         errors = self._teardown_all()
-        self._state = "new"
-        self._raise(errors, "teardown")
+        if len(errors) > 1:
+            listed = "; ".join(str(error) for error in errors)
+            raise DeviceErrors(
+                f"teardown failed on {len(errors)} devices: {listed}",
+                errors,
+                phase="teardown",
+            )
+        for error in errors:
+            raise error
 
     def _teardown_all(self) -> list[Exception]:
+        group = self._group
+        devices, self._devices = self._devices, []
+        self._reset()
         errors: list[Exception] = []
-        for worker in self._workers:
-            worker.stop()
-        self._workers = []
-        while self._devices:
-            device = self._devices.pop()
-            teardown = _phase_of(device, "teardown")
+        if group is not None:
+            group.stop()
+        for device in reversed(devices):
+            leave = getattr(device, "_leave_group", None)
+            if leave and group is not None:
+                leave(group)
+            teardown = getattr(device, "teardown", None)
             try:
                 if teardown:
                     teardown()
@@ -253,23 +255,6 @@ class CheckpointDevices:
         return errors
 
     # -- the phases of a checkpoint ----------------------------------------
-
-    def _expect(self, phase: str, *states: str) -> None:
-        if self._state not in states:
-            raise PhaseError(
-                f"{phase} in state {self._state!r}; allowed in {', '.join(states)}",
-                phase=phase,
-            )
-
-    @staticmethod
-    def _raise(errors: list[Exception], phase: str) -> None:
-        if not errors:
-            return
-        if len(errors) == 1:
-            raise errors[0]
-        listed = "; ".join(str(error) for error in errors)
-        raise DeviceErrors(f"{phase} failed on {len(errors)} devices: {listed}",
-                           errors, phase=phase)  # fmt: skip
 
     def postsuspend(self, tag: Tag | None = None) -> tuple[int | None, ...]:
         """Close the epoch on every device; returns each one's number.
@@ -280,66 +265,106 @@ class CheckpointDevices:
         it.  If a device fails here, the epoch can't be waited for: call
         postsuspend again, or teardown.
         """
-        self._expect("postsuspend", "running", "failed", "unknown")
-        self._state = "failed"
-        numbers: list[int | None] = []
-        errors: list[Exception] = []
-        for post in self._post:
-            try:
-                numbers.append(post(tag))
-            except Exception as error:
-                numbers.append(None)
-                errors.append(error)
-        self.numbers = tuple(numbers)
-        if errors:
-            self._raise(errors, "postsuspend")
-        self._state = "closed"
-        self._pending.update(range(len(self._workers)))
-        return self.numbers
+        data = b"" if tag is None else self._encode(tag)
+        group = self._group
+        if group is not None:
+            group.tag = tag
+        rc = self._send(self._raw, data, len(data))
+        if rc < 0:
+            if rc not in _REFUSED:
+                self.numbers = group.numbers(failed=True)  # type: ignore[union-attr]
+            self._fail("postsuspend", rc)
+        self.numbers = numbers = group.numbers()  # type: ignore[union-attr]
+        return numbers
+
+    def _encode(self, tag: Tag) -> bytes:
+        if self._numbered:
+            for device in self._devices:
+                if isinstance(device, DrbdDisk):
+                    return b"%d" % device._tag(tag)
+        return encode_tag(tag)
 
     def preresume(self, timeout_s: float | None = None) -> None:
         """Return only when every device's epoch is safe on the backup.
 
-        ``timeout_s`` is the deadline of each device's wait; None leaves it
-        to the devices.  After `CheckpointTimeout` it may be called again.
+        ``timeout_s`` is the deadline of the whole call; None: the largest
+        ``timeout_s`` of the devices.  After `CheckpointTimeout` or
+        `CheckpointCancelled` it may be called again.
         """
-        self._expect("preresume", "closed", "unknown")
-        self._state = "unknown"
-        if not self._workers:
-            for pre in self._pre:
-                pre(timeout_s)
-        else:
-            self._raise(self._wait_all(timeout_s), "preresume")
-        self._state = "running"
-        self._acked = True
+        rc = self._wait(self._raw, self._milliseconds(timeout_s))
+        if rc < 0:
+            self._fail("preresume", rc)
 
-    def _wait_all(self, timeout_s: float | None) -> list[Exception]:
-        for index in self._pending:
-            self._workers[index].jobs.put((index, timeout_s, self._results))
-        errors: list[Exception] = []
-        final: BaseException | None = None
-        for _ in range(len(self._pending)):
-            index, error = self._results.get()
-            if error is None:
-                self._pending.discard(index)
-            elif isinstance(error, Exception):
-                errors.append(error)
-            else:
-                final = error
-        if final is not None:
-            raise final
-        return errors
+    def _milliseconds(self, timeout_s: float | None) -> int:
+        group = self._group
+        if group is not None:
+            group.timeout_s = timeout_s
+        return milliseconds(self._limit_s if timeout_s is None else timeout_s)
 
     def commit(self) -> None:
-        """Say on every device that the newest acked checkpoint is complete."""
-        self._expect("commit", "running", "closed", "failed", "unknown")
-        if not self._acked:
-            raise PhaseError("commit before any preresume succeeded", phase="commit")
-        errors: list[Exception] = []
-        for commit in self._commit:
-            try:
-                commit()
-            except Exception as error:
-                errors.append(error)
-        self._raise(errors, "commit")
+        """Say on every device that the newest acked checkpoint is complete.
 
+        That is the newest one that was safe on *all* of them.
+        """
+        rc = self._tell(self._raw)
+        if rc < 0:
+            self._fail("commit", rc)
+
+    def cancel(self) -> bool:
+        """End the preresume under way, in another thread or begun.
+
+        It raises `CheckpointCancelled`, unless the acks came meanwhile.
+        Prompt, and safe from any thread; False if nothing was under way.  A
+        calling thread that is itself inside a kernel driver's wait leaves it
+        only by the driver's limit, or by `DrbdDisk`'s ``cancel_signal``.
+        """
+        group = self._group
+        return group is not None and lib.remus_group_cancel(group.raw) == 0
+
+    # -- for event loops -----------------------------------------------------
+
+    def preresume_begin(self, timeout_s: float | None = None) -> None:
+        """Begin to wait; never blocks.  `preresume_finish` has the result."""
+        rc = lib.remus_group_preresume_begin(
+            self._checked("preresume").raw, self._milliseconds(timeout_s)
+        )
+        if rc < 0:
+            self._fail("preresume", rc)
+
+    def preresume_finish(self) -> bool:
+        """True if every device's epoch is safe, False if it is not yet known.
+
+        Raises as `preresume` does; `CheckpointTimeout` once the deadline is
+        over.  Never blocks.  To be called when `fileno` is readable.
+        """
+        rc = lib.remus_group_preresume_finish(self._checked("preresume").raw)
+        if rc == 0:
+            return True
+        if rc == -errno.EAGAIN:
+            return False
+        self._fail("preresume", rc)
+        return False
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when a begun preresume is over.
+
+        The same for the whole session, which owns it: only wait for it.
+        """
+        return int(lib.remus_group_fd(self._checked("fileno").raw))
+
+    # -- errors ------------------------------------------------------------
+
+    def _checked(self, phase: str) -> DeviceGroup:
+        if self._group is None:
+            raise PhaseError(f"{phase} before setup", phase=phase)
+        return self._group
+
+    def _fail(self, phase: str, rc: int) -> None:
+        self._checked(phase).fail(phase, rc)
+
+
+_REFUSED = (-errno.EBADFD, -errno.EINPROGRESS)
+
+
+def _before_setup(*args: Any) -> int:
+    return -errno.EBADFD

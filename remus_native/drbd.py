@@ -36,6 +36,9 @@ class DrbdDisk:
     ``path``: /dev/drbdN, or ``<mount>/<volume>`` of a replica.  ``probe``:
     path of ``block-drbd-probe``; if given, `setup` runs it first and says
     what its exit code means.  ``timeout_s`` is the deadline of `preresume`.
+    ``cancel_signal``: a signal of the program's own, with a handler that does
+    nothing, which `cancel` may send to the waiting thread; without it a wait
+    inside the kernel's driver ends only by the driver's own limit.
 
     Mirrors libxl's disk device, and mends it: an error of ioctl 20 never
     counts as "sent", the result of ioctl 30 is never thrown away, nothing is
@@ -53,16 +56,16 @@ class DrbdDisk:
         name: str | None = None,
         timeout_s: float = 5.0,
         probe: str | os.PathLike[str] | None = None,
+        cancel_signal: int = 0,
     ) -> None:
         self.path = os.fspath(path)
         self.name = name or self.path
         self.timeout_s = timeout_s
         self.probe = None if probe is None else os.fspath(probe)
+        self.cancel_signal = cancel_signal
         self._raw: Any = None
-        self._number = 0
         self._waiting = False
         self._acked = False
-        self._empty = False
 
     def __enter__(self) -> DrbdDisk:
         self.setup()
@@ -74,7 +77,11 @@ class DrbdDisk:
     @property
     def empty(self) -> bool:
         """Whether the newest `postsuspend` found that nothing was written."""
-        return self._empty
+        if self._raw is None:
+            return False
+        empty = ffi.new("int *")
+        lib.remus_drbd_barriers(self._raw, empty)
+        return bool(empty[0])
 
     @property
     def is_node(self) -> bool:
@@ -103,7 +110,25 @@ class DrbdDisk:
         if rc < 0:
             raise_for(rc, volume=self.name, phase="setup", invalid=ConfigError)
         self._raw = out[0]
-        self._waiting = self._acked = self._empty = False
+        self._waiting = self._acked = False
+        if self.cancel_signal:
+            rc = lib.remus_drbd_cancel_signal(self._raw, self.cancel_signal)
+            if rc < 0:
+                try:
+                    raise_for(rc, volume=self.name)
+                finally:
+                    self.teardown()
+
+    _may_block = True  # a node's ioctl goes to another process
+    _invalid = NotProtocolD  # what the driver's EINVAL means
+
+    def _join_group(self, group: Any) -> int:
+        """Take part in a C group, which then drives the device itself."""
+        return int(
+            lib.remus_group_add_drbd(
+                group.raw, self.name.encode(), self._device("setup")
+            )
+        )
 
     def _run_probe(self, probe: str) -> None:
         try:
@@ -156,13 +181,13 @@ class DrbdDisk:
         raw = self._device("postsuspend")
         rc = lib.remus_drbd_postsuspend(raw, self._tag(tag))
         if rc < 0:
-            raise_for(
-                rc, volume=self.name, phase="postsuspend", invalid=NotProtocolD
-            )
-        self._number += 1
+            raise_for(rc, volume=self.name, phase="postsuspend", invalid=NotProtocolD)
         self._waiting = True
-        self._empty = rc == 1
-        return self._number
+        return self._number(raw)
+
+    @staticmethod
+    def _number(raw: Any) -> int:
+        return int(lib.remus_drbd_barriers(raw, ffi.NULL))
 
     def _tag(self, tag: Tag | None) -> int:
         if tag is None:
@@ -194,13 +219,13 @@ class DrbdDisk:
         limit = self.timeout_s if timeout_s is None else timeout_s
         rc = lib.remus_drbd_preresume(raw, milliseconds(limit))
         if rc < 0:
-            if rc != -errno.ETIMEDOUT:
+            if rc not in (-errno.ETIMEDOUT, -errno.ECANCELED):
                 self._waiting = False
             raise_for(
                 rc,
                 volume=self.name,
                 phase="preresume",
-                epoch=self._number,
+                epoch=self._number(raw),
                 invalid=NotProtocolD,
             )
         self._waiting = False
@@ -215,7 +240,17 @@ class DrbdDisk:
             )
         rc = lib.remus_drbd_commit(raw)
         if rc < 0:
-            raise_for(rc, volume=self.name, phase="commit", epoch=self._number)
+            raise_for(rc, volume=self.name, phase="commit", epoch=self._number(raw))
+
+    def cancel(self) -> None:
+        """End the `preresume` that another thread is in.
+
+        It raises `CheckpointCancelled`.  On one of our nodes that takes
+        microseconds; inside the kernel's driver see ``cancel_signal``.
+        """
+        raw = self._raw
+        if raw is not None:
+            lib.remus_drbd_cancel(raw)
 
     def teardown(self) -> None:
         """Close the device; idempotent."""

@@ -12,6 +12,7 @@ class                  is also a           what to do
                                            or go on unprotected, but knowingly
 `CheckpointTimeout`    `TimeoutError`      the ack may still come: retry, or give
                                            the backup up
+`CheckpointCancelled`                      somebody ended the wait; as a timeout
 `NotProtocolD`         `OSError`           the device takes no checkpoints: wrong
                                            device or wrong driver
 `DeviceNotReady`       `OSError`           the right device in a wrong state:
@@ -23,6 +24,9 @@ class                  is also a           what to do
 `DeviceErrors`         `ExceptionGroup`    several devices failed in one phase
                        (Python 3.11 on)
 =====================  ==================  =====================================
+
+The last column is also each class's `RemusError.remedy`, for a program that
+has to tell its user what to do.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 __all__ = [
+    "CheckpointCancelled",
     "CheckpointTimeout",
     "ConfigError",
     "DeviceErrors",
@@ -58,9 +63,11 @@ class RemusError(Exception):
     - ``errno``: the number behind it (`errno.EPROTO`, ...),
     - ``volume``: the volume or device,
     - ``phase``: "setup", "postsuspend", "preresume", "commit", "teardown",
-    - ``epoch``: the number of the checkpoint.
+    - ``epoch``: the number of the checkpoint,
+    - ``remedy``: what a toolstack or its user can do, of the class.
     """
 
+    remedy: str = "read the message: it says what was expected"
     errno: int | None
     volume: str | None
     phase: str | None
@@ -115,6 +122,8 @@ class ReplicationLost(RemusError, ConnectionError):
     Never raised for an epoch that is safe on the backup.
     """
 
+    remedy = "stop the guest, or let it go on unprotected, but knowingly"
+
 
 class CheckpointTimeout(RemusError, TimeoutError):
     """No ack within the time given.
@@ -123,13 +132,29 @@ class CheckpointTimeout(RemusError, TimeoutError):
     phase again is allowed and waits for the same epoch.
     """
 
+    remedy = "wait again for the same epoch, go on with a new one, or stop"
+
+
+class CheckpointCancelled(RemusError):
+    """The wait was ended by `cancel` (or the session was).
+
+    As after `CheckpointTimeout` the epoch's fate is unknown and the wait may
+    be begun again.
+    """
+
+    remedy = "wait again for the same epoch, go on with a new one, or stop"
+
 
 class NotProtocolD(RemusError, OSError):
     """The device does not take checkpoints: not DRBD, or not protocol D."""
 
+    remedy = "give the node of a replica, or a DRBD disk with protocol D"
+
 
 class DeviceNotReady(RemusError, OSError):
     """The right kind of device in a state in which it cannot take part."""
+
+    remedy = "bring the disk up (connected, primary here), then set up again"
 
 
 class DeviceNotSupported(RemusError, OSError):
@@ -140,6 +165,8 @@ class DeviceNotSupported(RemusError, OSError):
     that none was left, and the text gives each subkind's reason.
     """
 
+    remedy = "put the disk on DRBD with protocol D or on a replica"
+
 
 class PhaseError(RemusError, RuntimeError):
     """A phase was called out of order: a mistake in the calling program.
@@ -147,9 +174,13 @@ class PhaseError(RemusError, RuntimeError):
     Nothing was sent; the device is as it was.
     """
 
+    remedy = "mend the calling program: postsuspend, preresume, commit, one by one"
+
 
 class ConfigError(RemusError, ValueError):
     """A setting or an argument is wrong; the text names it and the reason."""
+
+    remedy = "correct the setting that the message names"
 
 
 class StateError(RemusError, OSError):
@@ -157,6 +188,8 @@ class StateError(RemusError, OSError):
 
     ``errno`` tells: EBUSY (another process has it), ENOENT, EIO, ...
     """
+
+    remedy = "see errno and the message; after EIO look at the disk"
 
 
 class RemusWarning(UserWarning):
@@ -184,6 +217,8 @@ class DeviceErrors(_Group):
 
     A phase in which a single device failed raises that error itself.
     """
+
+    remedy = "see each error in `errors`"
 
     def __new__(
         cls, message: str, errors: Sequence[Exception], **details: Any
@@ -228,10 +263,28 @@ def _rebuild_group(
 _CLASSES: dict[int, type[RemusError]] = {
     _errno.EPROTO: ReplicationLost,
     _errno.ETIMEDOUT: CheckpointTimeout,
+    _errno.ECANCELED: CheckpointCancelled,
+    _errno.EBADFD: PhaseError,
     _errno.ENOTTY: NotProtocolD,
     _errno.EMEDIUMTYPE: DeviceNotReady,
     _errno.ESTALE: DeviceNotReady,
 }
+
+
+def class_for(
+    number: int, phase: str | None = None, invalid: type[RemusError] | None = None
+) -> type[RemusError]:
+    """The class for an errno.
+
+    ``invalid`` is the class for EINVAL: whether the caller's settings, its
+    phases or the moment were wrong, only the caller knows.  EBUSY is a
+    `PhaseError` in a phase, else a `StateError`.
+    """
+    if number == _errno.EINVAL:
+        return invalid or ConfigError
+    if number == _errno.EBUSY and phase is not None:
+        return PhaseError
+    return _CLASSES.get(number, StateError)
 
 
 def raise_for(
@@ -248,26 +301,16 @@ def raise_for(
     To be called in the thread that made the failing call, before it makes
     another: the library's text is per thread.  ``context`` says in words
     what was tried ("open backup guest0"); if it is empty, phase and epoch
-    say it ("postsuspend of epoch 12").  ``invalid`` is the class for EINVAL:
-    whether the caller's settings, its phases or the moment were wrong, only
-    the caller knows.  EBUSY is a `PhaseError` in a phase, else a
-    `StateError`.
+    say it ("postsuspend of epoch 12").  ``invalid``: as in `class_for`.
     """
     from ._binding import last_error
 
     number = -rc
-    if number == _errno.EINVAL:
-        cls = invalid
-    elif number == _errno.EBUSY and phase is not None:
-        cls = PhaseError
-    else:
-        cls = _CLASSES.get(number, StateError)
+    cls = class_for(number, phase, invalid)
     if not context and phase is not None:
         context = phase if epoch is None else f"{phase} of epoch {epoch}"
     words = [f"volume {volume}"] if volume is not None else []
     if context:
         words.append(context)
     words.append(last_error() or os.strerror(number))
-    raise cls(
-        ": ".join(words), errno=number, volume=volume, phase=phase, epoch=epoch
-    )
+    raise cls(": ".join(words), errno=number, volume=volume, phase=phase, epoch=epoch)

@@ -200,6 +200,7 @@ class Primary(_Handle):
         self._epoch = ffi.new("uint64_t *")  # postsuspend, under _epoch_lock
         self._epoch_lock = threading.Lock()
         self._exports: list[Export] = []
+        self._groups: list[Any] = []  # sessions that drive it in C
         self._raw = out[0]
 
     def __enter__(self) -> Primary:
@@ -260,9 +261,7 @@ class Primary(_Handle):
         number("offset", offset, 1 << 62)
         number("length", length, 1 << 62)
         with self._call() as raw:
-            self._io(
-                lib.remus_primary_write_zeroes(raw, index, offset, length), volume
-            )
+            self._io(lib.remus_primary_write_zeroes(raw, index, offset, length), volume)
 
     def flush(self, volume: int | str) -> None:
         """Sync the local disk; what a guest's fsync reaches."""
@@ -332,13 +331,16 @@ class Primary(_Handle):
         """End replication cleanly and close the disks; idempotent.
 
         What is queued is sent, for at most ``loss_ms``.  Its exports are
-        closed first.  Waits for calls that other threads are in: one in
-        `preresume` ends with its timeout.
+        closed first, and the sessions of a device layer that drive it end.
+        Waits for calls that other threads are in: one in `preresume` ends
+        with its timeout.
         """
         for export in list(self._exports):
             export.close()
         raw = self._take()
         if raw is not None:
+            for group in list(self._groups):
+                group.stop(f"{self._what} was closed")
             lib.remus_primary_close(raw)
 
 
@@ -561,6 +563,19 @@ class ReplicaResource:
             ) from error
         self._ready = True
         self._waiting = self._acked = None
+
+    _may_block = False
+    _invalid = PhaseError  # what EINVAL means in a phase
+
+    def _join_group(self, group: Any) -> int:
+        """Take part in a C group, which then drives the primary itself."""
+        with self.primary._call() as raw:
+            self.primary._groups.append(group)
+            return int(lib.remus_group_add_primary(group.raw, self.name.encode(), raw))
+
+    def _leave_group(self, group: Any) -> None:
+        if group in self.primary._groups:
+            self.primary._groups.remove(group)
 
     def _check(self, phase: str) -> None:
         if not self._ready:

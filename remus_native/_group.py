@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A group of devices in C (csrc/group.c), as the device layer uses it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any, NoReturn
+
+from ._binding import ffi, last_error, lib, text
+from .errors import (
+    DeviceErrors,
+    PhaseError,
+    StateError,
+    class_for,
+)
+
+__all__ = ["DeviceGroup"]
+
+_OUT_OF_ORDER = (-errno.EBADFD, -errno.EINPROGRESS)
+
+
+class _Own:
+    """A device written in Python, behind the callbacks of the C group.
+
+    What it raises is kept: an exception can't pass through C.
+    """
+
+    def __init__(self, group: DeviceGroup, device: Any) -> None:
+        self.group = group
+        self.post = getattr(device, "postsuspend", None)
+        self.pre = getattr(device, "preresume", None)
+        self.commit = getattr(device, "commit", None)
+        self.stop = getattr(device, "cancel", None)
+        self.count = 0
+        self.number: int | None = None
+        self.error: BaseException | None = None
+        self.handle = ffi.new_handle(self)
+        ops = ffi.new("struct remus_device_ops *")
+        if self.post is not None:
+            ops.postsuspend = lib.remus_py_postsuspend
+        if self.pre is not None:
+            ops.preresume = lib.remus_py_preresume
+        if self.commit is not None:
+            ops.commit = lib.remus_py_commit
+        if self.stop is not None:
+            ops.cancel = lib.remus_py_cancel
+        self.ops = ops
+
+    def failed(self, error: BaseException) -> int:
+        self.error = error
+        return -errno.EIO
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def remus_py_postsuspend(opaque: Any, tag: Any, tag_len: int, epoch: Any) -> int:
+    own: _Own = ffi.from_handle(opaque)
+    own.number = None
+    try:
+        own.number = own.post(own.group.tag)  # type: ignore[misc]
+    except BaseException as error:
+        return own.failed(error)
+    own.count += 1
+    epoch[0] = own.count
+    return 0
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def remus_py_preresume(opaque: Any, epoch: int, timeout_ms: int) -> int:
+    own: _Own = ffi.from_handle(opaque)
+    try:
+        own.pre(own.group.timeout_s)  # type: ignore[misc]
+    except BaseException as error:
+        return own.failed(error)
+    return 0
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def remus_py_commit(opaque: Any, epoch: int) -> int:
+    own: _Own = ffi.from_handle(opaque)
+    try:
+        own.commit()  # type: ignore[misc]
+    except BaseException as error:
+        return own.failed(error)
+    return 0
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def remus_py_cancel(opaque: Any) -> None:
+    own: _Own = ffi.from_handle(opaque)
+    own.stop()  # type: ignore[misc]
+
+
+class DeviceGroup:
+    """The C group of a session: made at setup, stopped at teardown.
+
+    ``raw`` is freed when nobody refers to this object any more, so a thread
+    that calls late, even after `stop`, gets an error and no dangling pointer.
+    """
+
+    def __init__(self, name: str) -> None:
+        out = ffi.new("remus_group **")
+        rc = lib.remus_group_open(name.encode()[:60], out)
+        if rc < 0:
+            raise StateError(last_error(), errno=-rc, phase="setup")
+        self.raw = ffi.gc(out[0], lib.remus_group_close)
+        self.tag: Any = None  # of the postsuspend under way
+        self.timeout_s: float | None = None  # of the preresume under way
+        self.why_stopped: str | None = None
+        self._members: list[tuple[Any, _Own | None]] = []
+        self._barriers: list[int] = []  # indices of those with a postsuspend
+
+    def add(self, device: Any) -> None:
+        """Let a device take part; natively if it knows how."""
+        own = None
+        join = getattr(device, "_join_group", None)
+        if join is not None:
+            rc = join(self)
+        else:
+            own = _Own(self, device)
+            rc = lib.remus_group_add_device(
+                self.raw, str(device.name).encode(), own.ops, own.handle
+            )
+        if rc < 0:
+            raise StateError(last_error(), errno=-rc, phase="setup")
+        if own is None or own.post is not None:
+            self._barriers.append(len(self._members))
+        self._members.append((device, own))
+
+    def start(self, *, begins: bool, statistics: str | None) -> None:
+        rc = 0
+        if statistics is not None:
+            rc = lib.remus_group_record(self.raw, os.fsencode(statistics))
+        if rc == 0:
+            rc = lib.remus_group_start(self.raw, int(begins))
+        if rc < 0:
+            raise StateError(last_error(), errno=-rc, phase="setup")
+        self._count = len(self._members)
+        self._results = ffi.new("struct remus_device_result[]", max(1, self._count))
+        self._epochs = lib.remus_group_epochs(self.raw)
+        self._native = all(own is None for _, own in self._members)
+
+    @property
+    def replicas_only(self) -> bool:
+        """Whether no call but a wait can block: a node's ioctl might."""
+        return all(
+            own is None and not device._may_block for device, own in self._members
+        )
+
+    def stop(self, why: str | None = None) -> None:
+        """End everything; when it returns no device is in use any more."""
+        if why is not None:
+            self.why_stopped = why
+        lib.remus_group_stop(self.raw)
+        # The handles refer to this object; nobody uses them any more.
+        self._members = []
+
+    def numbers(self, *, failed: bool = False) -> tuple[int | None, ...]:
+        """Each barrier's number, in the order of the devices."""
+        if self._native and not failed:
+            return tuple(ffi.unpack(self._epochs, self._count))
+        numbers: list[int | None] = []
+        for index in self._barriers:
+            own = self._members[index][1]
+            numbers.append(own.number if own else self._epochs[index] or None)
+        return tuple(numbers)
+
+    def fail(self, phase: str, rc: int) -> NoReturn:
+        """Raise what ``rc`` of a phase means, with every device's error."""
+        if rc in _OUT_OF_ORDER:
+            if self.why_stopped is not None:
+                raise StateError(
+                    f"{phase}: {self.why_stopped}", errno=errno.EBADF, phase=phase
+                )
+            raise PhaseError(last_error(), errno=-rc, phase=phase)
+        said = last_error()
+        lib.remus_group_results(self.raw, self._results, self._count)
+        failed = [
+            (result.failed_ns, index)
+            for index, result in enumerate(self._results)
+            if result.error < 0 and result.phase == _PHASES[phase]
+        ]
+        members = self._members  # stop() may take them away
+        errors = [
+            self._error(phase, self._results[index], *members[index])
+            for _, index in sorted(failed)
+            if index < len(members)
+        ]
+        for error in errors:
+            if not isinstance(error, Exception):
+                raise error
+        if len(errors) == 1:
+            raise errors[0]
+        if not errors:
+            raise class_for(-rc, phase)(said, errno=-rc, phase=phase)
+        listed = "; ".join(str(error) for error in errors)
+        raise DeviceErrors(
+            f"{phase} failed on {len(errors)} devices: {listed}",
+            errors,  # type: ignore[arg-type]
+            phase=phase,
+        )
+
+    @staticmethod
+    def _error(phase: str, result: Any, device: Any, own: _Own | None) -> BaseException:
+        number = -result.error
+        if own is not None and number == errno.EIO and own.error is not None:
+            error, own.error = own.error, None
+            return error
+        cls = class_for(number, phase, getattr(device, "_invalid", None))
+        epoch = result.epoch if phase == "preresume" else None
+        what = phase if not epoch else f"{phase} of epoch {epoch}"
+        return cls(
+            f"volume {device.name}: {what}: {text(result.text)}",
+            errno=number,
+            volume=device.name,
+            phase=phase,
+            epoch=epoch,
+        )
+
+
+_PHASES = {
+    "postsuspend": lib.REMUS_PHASE_POSTSUSPEND,
+    "preresume": lib.REMUS_PHASE_PRERESUME,
+    "commit": lib.REMUS_PHASE_COMMIT,
+}

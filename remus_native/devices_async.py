@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The device layer for asyncio: the same phases, awaited.
+
+A wait is begun in C and its end makes a descriptor readable, which the event
+loop watches: no executor, no thread for an epoch.  Other event loops can do
+the same with `CheckpointDevices(..., event_loop=True)`; with trio, a
+preresume is::
+
+    devices.preresume_begin()
+    while not devices.preresume_finish():
+        await trio.lowlevel.wait_readable(devices.fileno())
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from .devices import CheckpointDevices, Subkind
+from .errors import PhaseError, RemusError
+from .replica import Tag
+
+__all__ = ["AsyncCheckpointDevices"]
+
+T = TypeVar("T")
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run what may block long and happens once a session.
+
+    Not in the loop's executor, whose threads may all be taken.  It is carried
+    to its end even if the task is cancelled: half a set-up helps nobody.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        result: Any = None
+        caught: BaseException | None = None
+        try:
+            result = work()
+        except BaseException as error:
+            caught = error
+        loop.call_soon_threadsafe(settle, result, caught)
+
+    threading.Thread(target=run, name="remus-session", daemon=True).start()
+    cancelled = False
+    while True:
+        try:
+            result = await asyncio.shield(done)
+        except asyncio.CancelledError:
+            if done.cancelled():
+                raise
+            cancelled = True
+            continue
+        if cancelled:
+            raise asyncio.CancelledError
+        return result
+
+
+class AsyncCheckpointDevices:
+    """`CheckpointDevices` whose phases are coroutines of the same names.
+
+    One task at a time may be in a phase; another gets `PhaseError`.  A task
+    that is cancelled in `preresume` leaves it at once: the epoch's fate is
+    unknown then, as after a timeout.  `postsuspend` and `commit` never block,
+    so they are over without a turn of the loop.  `setup` and `teardown` may
+    run scripts and wait for a backup: they are carried out in a thread of
+    their own.
+
+    >>> async with AsyncCheckpointDevices([ReplicaResource(primary)]) as devices:
+    ...     await devices.postsuspend()
+    ...     await devices.preresume(timeout_s=5)
+    ...     await devices.commit()
+    """
+
+    def __init__(
+        self,
+        devices: Iterable[Any],
+        *,
+        subkinds: Sequence[Subkind] = (),
+        name: str = "guest",
+        statistics: str | None = None,
+    ) -> None:
+        self._layer = CheckpointDevices(
+            devices,
+            subkinds=subkinds,
+            event_loop=True,
+            name=name,
+            statistics=statistics,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._fd = -1
+        self._woken: asyncio.Future[None] | None = None
+
+    @property
+    def devices(self) -> tuple[Any, ...]:
+        """The devices that are set up, in order."""
+        return self._layer.devices
+
+    @property
+    def numbers(self) -> tuple[int | None, ...]:
+        """The numbers of the newest epoch, one a device."""
+        return self._layer.numbers
+
+    async def __aenter__(self) -> AsyncCheckpointDevices:
+        await self.setup()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.teardown()
+
+    async def setup(self) -> None:
+        """As `CheckpointDevices.setup`, in a thread of its own."""
+        try:
+            await _in_thread(self._layer.setup)
+        except asyncio.CancelledError:
+            await _in_thread(self._layer.teardown)
+            raise
+        self._loop = asyncio.get_running_loop()
+        self._fd = self._layer.fileno()
+        # For the whole session: adding it for each epoch would cost two
+        # system calls.
+        self._loop.add_reader(self._fd, self._on_readable)
+
+    async def teardown(self) -> None:
+        """As `CheckpointDevices.teardown`; idempotent."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.remove_reader(self._fd)
+            # A preresume in another task ends now.
+            self._layer.cancel()
+            self._on_readable()
+            await asyncio.sleep(0)  # let it see that before all is gone
+        await _in_thread(self._layer.teardown)
+
+    def _on_readable(self) -> None:
+        woken = self._woken
+        if woken is not None and not woken.done():
+            woken.set_result(None)
+
+    async def postsuspend(self, tag: Tag | None = None) -> tuple[int | None, ...]:
+        """As `CheckpointDevices.postsuspend`."""
+        return self._layer.postsuspend(tag)
+
+    async def preresume(self, timeout_s: float | None = None) -> None:
+        """As `CheckpointDevices.preresume`; other tasks run meanwhile."""
+        loop = self._loop
+        if loop is None:
+            raise PhaseError("preresume before setup", phase="preresume")
+        layer = self._layer
+        limit = layer._limit_s if timeout_s is None else timeout_s
+        end = None if limit is None else time.monotonic() + limit
+        layer.preresume_begin(timeout_s)
+        timer: asyncio.TimerHandle | None = None
+        try:
+            while not layer.preresume_finish():
+                self._woken = loop.create_future()
+                if end is not None:
+                    left = max(0.001, end - time.monotonic())
+                    timer = loop.call_later(left, self._on_readable)
+                await self._woken
+                if timer is not None:
+                    timer.cancel()
+        except asyncio.CancelledError:
+            if timer is not None:
+                timer.cancel()
+            layer.cancel()
+            try:
+                layer.preresume_finish()
+            except RemusError:
+                pass  # cancelled; or the answer came first, and nobody asks
+            raise
+        finally:
+            self._woken = None
+
+    async def commit(self) -> None:
+        """As `CheckpointDevices.commit`."""
+        self._layer.commit()
+
+    def cancel(self) -> bool:
+        """End the `preresume` that a task is in with `CheckpointCancelled`."""
+        return self._layer.cancel()
