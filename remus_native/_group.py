@@ -209,8 +209,9 @@ class DeviceGroup:
         cls = class_for(number, phase, getattr(device, "_invalid", None))
         epoch = result.epoch if phase == "preresume" else None
         what = phase if not epoch else f"{phase} of epoch {epoch}"
+        said = text(result.text).removeprefix(f"device {device.name}: ")
         return cls(
-            f"volume {device.name}: {what}: {text(result.text)}",
+            f"volume {device.name}: {what}: {said.removeprefix(f'{phase}: ')}",
             errno=number,
             volume=device.name,
             phase=phase,

@@ -6,8 +6,9 @@
  *
  * Written to `control`: "NUMBER=RESULT:DELAY_MS[,RESULT:DELAY_MS...]", e.g.
  * "30=-71:300,0:0": the answers to the next calls of that number; the last
- * one is repeated.  A negative result is -errno.  `log` has a line for each
- * ioctl that arrived: number and argument.
+ * one is repeated.  A negative result is -errno; a signal to the caller ends
+ * the delay, with EPROTO.  `log` has a line for each ioctl that arrived:
+ * number and argument.
  */
 #define FUSE_USE_VERSION 35
 
@@ -163,9 +164,14 @@ static void ll_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd,
             s->next++;
     }
     pthread_mutex_unlock(&lock);
-    struct timespec t = {delay / 1000, delay % 1000 * 1000000L};
-    if (delay)
-        nanosleep(&t, NULL);
+    /* A signal ends a wait in the driver, too, as EPROTO. */
+    for (; delay > 0; delay--) {
+        nanosleep(&(struct timespec){0, 1000000L}, NULL);
+        if (fuse_req_interrupted(req)) {
+            result = -EPROTO;
+            break;
+        }
+    }
     if (result < 0)
         fuse_reply_err(req, -result);
     else

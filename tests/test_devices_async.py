@@ -1,0 +1,523 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The layer over real replicas: event loops, cancel, close, and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from backup_process import BackupProcess
+
+from remus_native import (
+    AsyncCheckpointDevices,
+    CheckpointCancelled,
+    CheckpointDevices,
+    CheckpointTimeout,
+    DeviceErrors,
+    DrbdDisk,
+    Export,
+    PhaseError,
+    Primary,
+    ReplicaResource,
+    ReplicationLost,
+    StateError,
+    Volume,
+)
+
+
+def kernel_threads() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
+
+
+class Session:
+    """A primary here, and its backup in a process that can be stopped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for side in ("primary", "backup"):
+            (folder / side).mkdir()
+            for name in ("a", "b"):
+                (folder / f"{side}.{name}").write_bytes(bytes(65536))
+        address = f"unix:{folder}/sock"
+        self.backup = BackupProcess(
+            address,
+            folder / "backup",
+            {name: folder / f"backup.{name}" for name in ("a", "b")},
+        )
+        self.primary = Primary(
+            "guest0",
+            state_dir=folder / "primary",
+            volumes=[Volume(n, folder / f"primary.{n}") for n in ("a", "b")],
+            address=address,
+            loss_ms=60000,
+        )
+        self.primary.wait_protected(30)
+        self.resource = ReplicaResource(self.primary)
+
+    def close(self) -> None:
+        self.backup.kill()
+        self.primary.close()
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Session]:
+    made = Session(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+# ---- asyncio -------------------------------------------------------------------
+
+
+def test_epochs_in_a_loop_that_does_other_things_too(session):
+    async def tick(ticks: list[int]) -> None:
+        while True:
+            ticks.append(1)
+            await asyncio.sleep(0)
+
+    async def main() -> int:
+        ticks: list[int] = []
+        loop = asyncio.get_running_loop()
+        # No executor is asked, and no thread made, for an epoch.
+        loop.run_in_executor = None  # type: ignore[assignment, method-assign]
+        async with AsyncCheckpointDevices([session.resource]) as devices:
+            other = asyncio.create_task(tick(ticks))
+            threads = kernel_threads()
+            for i in range(100):
+                session.primary.pwrite(0, bytes([i]) * 100, i * 100)
+                (epoch,) = await devices.postsuspend(i)
+                await devices.preresume(timeout_s=20)
+                await devices.commit()
+                assert kernel_threads() <= threads
+            other.cancel()
+            assert devices.numbers == (epoch,)
+        assert devices.devices == ()
+        return len(ticks)
+
+    assert asyncio.run(main()) > 50
+
+
+def test_a_stalled_backup_is_a_timeout_and_the_wait_can_go_on(session):
+    async def main() -> None:
+        async with AsyncCheckpointDevices([session.resource]) as devices:
+            session.backup.pause()
+            await devices.postsuspend()
+            start = time.monotonic()
+            with pytest.raises(CheckpointTimeout, match="wait again") as caught:
+                await devices.preresume(timeout_s=0.2)
+            assert 0.19 < time.monotonic() - start < 2
+            assert caught.value.volume == "guest0"
+            assert caught.value.phase == "preresume"
+            assert caught.value.epoch == devices.numbers[0]
+            assert caught.value.errno == errno.ETIMEDOUT
+            session.backup.go_on()
+            await devices.preresume(timeout_s=20)
+            await devices.commit()
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_task_leaves_at_once(session):
+    async def main() -> None:
+        async with AsyncCheckpointDevices([session.resource]) as devices:
+            session.backup.pause()
+            await devices.postsuspend()
+            task = asyncio.create_task(devices.preresume(timeout_s=20))
+            await asyncio.sleep(0.05)
+            with pytest.raises(PhaseError, match="under way"):
+                await devices.preresume()
+            start = time.monotonic()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert time.monotonic() - start < 0.5
+            # Another way to say it, which the waiting task is told.
+            task = asyncio.create_task(devices.preresume(timeout_s=20))
+            await asyncio.sleep(0.05)
+            assert devices.cancel()
+            with pytest.raises(CheckpointCancelled):
+                await task
+            assert not devices.cancel()
+            session.backup.go_on()
+            await devices.preresume(timeout_s=20)
+            await devices.commit()
+
+    asyncio.run(main())
+
+
+def test_teardown_ends_the_wait_of_another_task(session):
+    async def main() -> None:
+        devices = AsyncCheckpointDevices([session.resource])
+        await devices.setup()
+        session.backup.pause()
+        await devices.postsuspend()
+        task = asyncio.create_task(devices.preresume(timeout_s=20))
+        await asyncio.sleep(0.05)
+        start = time.monotonic()
+        await devices.teardown()
+        assert time.monotonic() - start < 0.5
+        with pytest.raises(CheckpointCancelled):
+            await task
+        with pytest.raises(PhaseError):
+            await devices.postsuspend()
+        await devices.teardown()
+
+    asyncio.run(main())
+
+
+def test_a_dead_backup_is_a_loss(session):
+    async def main() -> None:
+        async with AsyncCheckpointDevices([session.resource]) as devices:
+            session.backup.pause()
+            await devices.postsuspend()
+            task = asyncio.create_task(devices.preresume(timeout_s=20))
+            await asyncio.sleep(0.05)
+            session.backup.kill()
+            with pytest.raises(ReplicationLost, match="backup lost") as caught:
+                await task
+            assert caught.value.errno == errno.EPROTO
+            assert "unprotected" in caught.value.remedy
+            with pytest.raises(ReplicationLost):
+                await devices.postsuspend()
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_setup_tears_down(session):
+    class Slow:
+        kind, name = "nic", "eth0"
+        began = threading.Event()
+        go_on = threading.Event()
+        torn = 0
+
+        def setup(self) -> None:
+            self.began.set()
+            assert self.go_on.wait(20)
+
+        def teardown(self) -> None:
+            self.torn += 1
+
+    async def main() -> None:
+        slow = Slow()
+        devices = AsyncCheckpointDevices([slow])
+        task = asyncio.create_task(devices.setup())
+        while not slow.began.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        assert not task.done()
+        slow.go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert slow.torn == 1
+        assert devices.devices == ()
+
+    asyncio.run(main())
+
+
+def test_trio_by_hand(session):
+    async def preresume(devices: CheckpointDevices) -> None:
+        devices.preresume_begin(20)
+        while not devices.preresume_finish():
+            await trio.lowlevel.wait_readable(devices.fileno())
+
+    async def main() -> None:
+        layer = CheckpointDevices([session.resource], event_loop=True)
+        with layer as devices:
+            for _ in range(20):
+                devices.postsuspend()
+                await preresume(devices)
+                devices.commit()
+
+    trio.run(main)
+
+
+def test_begin_needs_a_layer_made_for_it(session):
+    with (
+        CheckpointDevices([session.resource]) as devices,
+        pytest.raises(PhaseError, match="without the threads"),
+    ):
+        devices.postsuspend()
+        devices.preresume_begin()
+
+
+# ---- cancel and close from other threads -----------------------------------------
+
+
+def in_thread(work: Any) -> tuple[threading.Thread, list[BaseException | None]]:
+    ended: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            work()
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, ended
+
+
+def test_cancel_ends_a_wait_in_the_calling_thread(session):
+    with CheckpointDevices([session.resource]) as devices:
+        for _ in range(10):
+            session.backup.pause()
+            devices.postsuspend()
+            thread, ended = in_thread(lambda: devices.preresume(20))
+            time.sleep(0.02)
+            with pytest.raises(PhaseError, match="under way"):
+                devices.postsuspend()
+            start = time.monotonic()
+            assert devices.cancel()
+            thread.join(20)
+            assert time.monotonic() - start < 0.5
+            assert isinstance(ended[0], CheckpointCancelled)
+            assert ended[0].errno == errno.ECANCELED
+            session.backup.go_on()
+            devices.preresume(20)
+            devices.commit()
+
+
+def test_a_primary_that_is_closed_ends_the_session(session):
+    with CheckpointDevices([session.resource]) as devices:
+        devices.postsuspend()
+        devices.preresume(20)
+        session.backup.pause()
+        devices.postsuspend()
+        thread, ended = in_thread(lambda: devices.preresume(20))
+        time.sleep(0.02)
+        session.backup.kill()
+        session.primary.close()
+        thread.join(20)
+        assert isinstance(ended[0], (CheckpointCancelled, ReplicationLost))
+        with pytest.raises(StateError, match="primary of guest0 was closed") as caught:
+            devices.postsuspend()
+        assert caught.value.errno == errno.EBADF
+
+
+def test_teardown_ends_a_wait_in_another_thread(session):
+    devices = CheckpointDevices([session.resource])
+    devices.setup()
+    session.backup.pause()
+    devices.postsuspend()
+    thread, ended = in_thread(lambda: devices.preresume(20))
+    time.sleep(0.02)
+    devices.teardown()
+    thread.join(20)
+    assert isinstance(ended[0], (CheckpointCancelled, PhaseError))
+    # The session is over, the primary is not.
+    session.backup.go_on()
+    with CheckpointDevices([session.resource]) as again:
+        again.postsuspend()
+        again.preresume(20)
+
+
+# ---- nodes ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def nodes(session: Session) -> Iterator[list[str]]:
+    mount = session.folder / "mount"
+    mount.mkdir()
+    with Export(session.primary, mount) as export:
+        yield [export.path(name) for name in ("a", "b")]
+
+
+@pytest.mark.fuse
+def test_a_node_keeps_to_the_limit_and_hears_a_cancel(session, nodes):
+    with CheckpointDevices(map(DrbdDisk, nodes)) as devices:
+        session.backup.pause()
+        devices.postsuspend(7)
+        start = time.monotonic()
+        with pytest.raises(DeviceErrors) as late:
+            devices.preresume(0.2)
+        assert 0.19 < time.monotonic() - start < 2
+        assert [type(error) for error in late.value.errors] == [CheckpointTimeout] * 2
+        thread, ended = in_thread(lambda: devices.preresume(20))
+        time.sleep(0.05)
+        start = time.monotonic()
+        assert devices.cancel()
+        thread.join(20)
+        assert time.monotonic() - start < 0.5
+        assert isinstance(ended[0], DeviceErrors)
+        kinds = [type(error) for error in ended[0].errors]
+        assert kinds == [CheckpointCancelled] * 2
+        # After a wait that failed a new barrier may follow.
+        devices.postsuspend(8)
+        session.backup.go_on()
+        devices.preresume(20)
+        devices.commit()
+
+
+@pytest.mark.fuse
+def test_a_disk_alone_hears_a_cancel(session, nodes):
+    with DrbdDisk(nodes[0]) as disk:
+        session.backup.pause()
+        disk.postsuspend()
+        thread, ended = in_thread(lambda: disk.preresume(20))
+        time.sleep(0.05)
+        disk.cancel()
+        thread.join(20)
+        assert isinstance(ended[0], CheckpointCancelled)
+        session.backup.go_on()
+        disk.preresume(20)
+        disk.commit()
+
+
+@pytest.mark.fuse
+def test_a_signal_ends_an_ioctl_30_of_somebody_else(session, nodes):
+    """What libxl's child would meet; the barrier can be waited for again."""
+    program = """
+import errno, fcntl, os, signal, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+assert fcntl.ioctl(fd, 20) in (0, 1)
+def stop(*_):
+    raise InterruptedError
+signal.signal(signal.SIGALRM, stop)
+print("ready", flush=True)
+try:
+    fcntl.ioctl(fd, 30)
+except InterruptedError:
+    print("interrupted", flush=True)
+sys.stdin.readline()
+fcntl.ioctl(fd, 30)
+print("acked", flush=True)
+"""
+    session.backup.pause()
+    with subprocess.Popen(
+        [sys.executable, "-c", program, nodes[0]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(0.1)
+            process.send_signal(signal.SIGALRM)
+            assert process.stdout.readline() == "interrupted\n"
+            session.backup.go_on()
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "acked\n"
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.fuse
+def test_a_killed_waiter_goes_away(session, nodes):
+    program = """
+import fcntl, os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.ioctl(fd, 20)
+print("ready", flush=True)
+fcntl.ioctl(fd, 30)
+"""
+    session.backup.pause()
+    with subprocess.Popen(
+        [sys.executable, "-c", program, nodes[0]], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(0.1)
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+    session.backup.go_on()
+
+
+@pytest.mark.fuse
+def test_the_limit_in_the_argument_of_ioctl_30(session, nodes):
+    fd = os.open(nodes[0], os.O_RDONLY)
+    try:
+        session.backup.pause()
+        assert fcntl.ioctl(fd, 20) in (0, 1)
+        with pytest.raises(OSError, match="timed out") as caught:
+            fcntl.ioctl(fd, 30, 50)
+        assert caught.value.errno == errno.ETIMEDOUT
+        session.backup.go_on()
+        assert fcntl.ioctl(fd, 30) == 0
+    finally:
+        os.close(fd)
+
+
+# ---- signals -------------------------------------------------------------------
+
+STORM = """
+import os, signal, sys, threading
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from test_devices_async import Session
+from remus_native import CheckpointDevices, DrbdDisk, Export
+
+session = Session(Path(sys.argv[1]))
+mount = Path(sys.argv[1]) / "mount"
+mount.mkdir()
+count = 0
+def on_signal(*_):
+    global count
+    count += 1
+for number in (signal.SIGALRM, signal.SIGPROF, signal.SIGINT):
+    signal.signal(number, on_signal)
+stop = threading.Event()
+def interrupt():
+    while not stop.wait(0.001):
+        os.kill(os.getpid(), signal.SIGINT)
+
+def epochs(devices, n):
+    with devices:
+        for i in range(n):
+            session.primary.pwrite(0, bytes([i % 256]) * 512, 0)
+            devices.postsuspend(i + 1)
+            devices.preresume(20)
+            devices.commit()
+
+try:
+    export = Export(session.primary, mount)
+    disks = [DrbdDisk(export.path(name)) for name in ("a", "b")]
+    signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+    signal.setitimer(signal.ITIMER_PROF, 0.0001, 0.0001)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    epochs(CheckpointDevices([session.resource]), 200)
+    epochs(CheckpointDevices(disks[:1]), 200)
+    epochs(CheckpointDevices(disks), 200)
+finally:
+    stop.set()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    session.close()
+print("fine", count > 100)
+"""
+
+
+@pytest.mark.fuse
+def test_a_storm_of_signals_is_no_loss(tmp_path):
+    out = subprocess.run(
+        [sys.executable, "-c", STORM, str(tmp_path), str(Path(__file__).parent)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    subprocess.run(
+        ["umount", "-l", tmp_path / "mount"], stderr=subprocess.DEVNULL, check=False
+    )
+    assert out.stdout == "fine True\n", out.stderr
