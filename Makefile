@@ -25,7 +25,7 @@ export REMUS_WERROR ?= 1
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help system-packages setup demo test test-slow test-c lint format lib \
+.PHONY: help system-packages setup demo test test-slow test-vm test-c lint format lib \
 	install-lib asan tsan test-asan test-tsan bench clean FORCE
 
 help: ## print the targets (the default)
@@ -57,7 +57,7 @@ system-packages:
 	    for pair in fusermount3:fuse3 mkfs.ext4:e2fsprogs \
 	        losetup:mount setarch:util-linux mount:mount fio:fio \
 	        qemu-img:qemu-utils qemu-system-x86_64:qemu-system-x86 \
-	        sqlite3:sqlite3 busybox:busybox \
+	        sqlite3:sqlite3 busybox:busybox readelf:binutils \
 	        shellcheck:shellcheck; do \
 	        has "$${pair%%:*}" || tests="$$tests $${pair##*:}"; \
 	    done; \
@@ -125,12 +125,15 @@ test-slow: setup ## soak, crash and fuzz tests (PYTEST_ARGS=...)
 	$(BIN)/python -m pytest -m 'slow and not vm' --timeout=1200 \
 	    --junitxml=$(BUILD)/junit-slow.xml $(PYTEST_ARGS) || [ $$? = 5 ]
 
+test-vm: setup ## real DRBD, in a virtual machine (PYTEST_ARGS=...)
+	$(BIN)/python -m pytest -m vm --junitxml=$(BUILD)/junit-vm.xml $(PYTEST_ARGS)
+
 lint: setup ## ruff, mypy, shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	@command -v shellcheck >/dev/null || \
 	    { echo "shellcheck is missing: apt-get install shellcheck" >&2; exit 1; }
-	shellcheck .ci/run hotplug/*
+	shellcheck .ci/run hotplug/* tests/vm/*.sh
 
 format: setup ## lay out Python (ruff) and, where clang-format is, C
 	$(BIN)/ruff format .
@@ -200,6 +203,13 @@ test-c: $(plain_TESTS) ## the C tests
 
 asan: $(asan_TESTS) ## build the C tests with address and undefined sanitizers
 tsan: $(tsan_TESTS) ## build the C tests with the thread sanitizer
+
+# For the guest of test-vm: in one file, without FUSE, by the library alone.
+$(BUILD)/vm/drbd_disk: tests/c/drbd_disk.c $(BUILD)/$(LIB).a Makefile
+	@mkdir -p $(@D)
+	@echo "LINK    $@"
+	$(Q)$(CC) $(C_FLAGS) $(plain_FLAGS) -static -o $@ $< $(BUILD)/$(LIB).a \
+	    $(LDFLAGS) -pthread
 
 test-asan: asan ## run them
 	$(call run-tests,asan)

@@ -93,7 +93,9 @@ static int open_file(const char *path)
     if (err == -EMEDIUMTYPE)
         hint = ": the DRBD resource is Secondary here, make it Primary";
     else if (err == -ENXIO)
-        hint = ": the DRBD minor is not configured";
+        hint = ": the DRBD minor is not configured, run drbdadm up";
+    else if (err == -ENOENT) /* a minor's node goes when it is down */
+        hint = ": run drbdadm up if it is DRBD, or mount the replica's node";
     return remus_fail(err, "device %s: open: %s%s", path,
                       remus_errno_text(err), hint);
 }

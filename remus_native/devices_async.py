@@ -17,6 +17,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from .devices import CheckpointDevices, Subkind
@@ -177,10 +178,9 @@ class AsyncCheckpointDevices:
             if timer is not None:
                 timer.cancel()
             layer.cancel()
-            try:
+            # Cancelled; or the answer came first, and nobody asks for it.
+            with suppress(RemusError):
                 layer.preresume_finish()
-            except RemusError:
-                pass  # cancelled; or the answer came first, and nobody asks
             raise
         finally:
             self._woken = None

@@ -215,8 +215,7 @@ def test_a_cancelled_setup_tears_down(session):
         slow = Slow()
         devices = AsyncCheckpointDevices([slow])
         task = asyncio.create_task(devices.setup())
-        while not slow.began.is_set():
-            await asyncio.sleep(0.001)
+        await asyncio.to_thread(slow.began.wait, 20)
         task.cancel()
         await asyncio.sleep(0.01)
         assert not task.done()
@@ -247,12 +246,10 @@ def test_trio_by_hand(session):
 
 
 def test_begin_needs_a_layer_made_for_it(session):
-    with (
-        CheckpointDevices([session.resource]) as devices,
-        pytest.raises(PhaseError, match="without the threads"),
-    ):
+    with CheckpointDevices([session.resource]) as devices:
         devices.postsuspend()
-        devices.preresume_begin()
+        with pytest.raises(PhaseError, match="without the threads"):
+            devices.preresume_begin()
 
 
 # ---- cancel and close from other threads -----------------------------------------

@@ -44,6 +44,9 @@ EPROTO, EINVAL, ENOMEM, ENOTTY = (
 )
 
 
+OPEN = 0
+
+
 class IoctlNode:
     """The mounted test node."""
 
@@ -52,7 +55,10 @@ class IoctlNode:
         self.disk = mount / "disk"
 
     def answer(self, number: int, *answers: int | tuple[int, int]) -> None:
-        """What the next ioctls of ``number`` get: result, or (result, ms)."""
+        """What the next ioctls of ``number`` get: result, or (result, ms).
+
+        ``OPEN`` as the number: what opening the disk gets.
+        """
         pairs = [a if isinstance(a, tuple) else (a, 0) for a in answers]
         text = ",".join(f"{result}:{ms}" for result, ms in pairs)
         (self.mount / "control").write_text(f"{number}={text}")
@@ -381,13 +387,37 @@ def test_the_python_device_times_out_and_goes_on(node):
         disk.preresume()
 
 
+@fuse
+@pytest.mark.parametrize(
+    ("err", "error", "words"),
+    [
+        (errno.EMEDIUMTYPE, DeviceNotReady, "Secondary here, make it Primary"),
+        (errno.ENXIO, DeviceNotReady, "not configured, run drbdadm up"),
+        (errno.EACCES, StateError, "Permission denied"),
+    ],
+)
+def test_open_fails(node, err, error, words):
+    node.answer(OPEN, -err)
+    disk = DrbdDisk(node.disk)
+    with pytest.raises(error, match=words) as caught:
+        disk.setup()
+    assert type(caught.value) is error
+    assert caught.value.errno == err
+    assert caught.value.phase == "setup"
+    assert str(node.disk) in str(caught.value)
+    assert node.log() == []
+    node.answer(OPEN, 0)  # the same object, once the device is ready
+    disk.setup()
+    disk.teardown()
+
+
 def test_what_is_no_such_device(tmp_path):
     plain = tmp_path / "image"
     plain.write_bytes(bytes(4096))
     with pytest.raises(NotProtocolD, match="takes no checkpoints") as caught:
         DrbdDisk(plain).setup()
     assert caught.value.errno == ENOTTY
-    with pytest.raises(StateError, match="No such file") as missing:
+    with pytest.raises(StateError, match=r"No such file.*run drbdadm up") as missing:
         DrbdDisk(tmp_path / "drbd7").setup()
     assert missing.value.errno == errno.ENOENT
     with pytest.raises(NotProtocolD):

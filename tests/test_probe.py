@@ -3,7 +3,8 @@
 
 `drbdadm` and `drbdsetup` are stand-ins that print what the real ones print:
 
-* drbd-utils 9.22 on the 8.4 driver: recorded;
+* drbd-utils 9.22 on the 8.4 driver: recorded, and compared with the real ones
+  in a virtual machine (test_vm.py);
 * drbd-utils 9.22 on the 9 driver: shape taken from the source of drbd-utils;
 * the 8.3 fork that has protocol D: shape taken from its source, messages of
   drbdadm recorded from the 8.3 tools that drbd-utils 9.22 carries.
@@ -188,12 +189,17 @@ class Utils84:
             "drbdadm role r0": f"{s.own}/{s.peer}\n",
             "drbdsetup show r0": self.show(s),
             "drbdsetup /dev/drbd0 show": self.show(s),
-            "drbdsetup status r0": (
-                f"r0 role:{s.own}\n  disk:UpToDate\n"
-                f"  peer role:{s.peer}\n"
-                "    replication:Established peer-disk:UpToDate\n\n"
-            ),
+            "drbdsetup status r0": self.status(s),
         }
+
+    def status(self, s: State) -> str:
+        peer = (
+            f"  peer role:{s.peer}\n"
+            "    replication:Established peer-disk:UpToDate\n"
+        )
+        if s.cstate == "StandAlone":
+            peer = ""
+        return f"r0 role:{s.own}\n  disk:UpToDate\n{peer}\n"
 
     def show(self, s: State) -> str:
         # C is the default, and defaults are left out. A disconnected
@@ -227,26 +233,36 @@ class Utils84:
         )
 
     def down(self) -> dict[str, Reply | str]:
-        failure = Reply(
-            err="0: Failure: (127) Device minor not allocated\n"
-            "additional info from kernel:\n"
-            "unknown minor\n"
-            "Command 'drbdsetup-84 cstate 0' terminated with exit code 10\n",
-            code=10,
-        )
+        def failure(device: str, closing: str = "") -> Reply:
+            return Reply(
+                err=f"{device}: Failure: (127) Device minor not allocated\n"
+                f"additional info from kernel:\nunknown minor\n{closing}",
+                code=10,
+            )
+
         return {
-            "drbdadm cstate r0": failure,
-            "drbdadm role r0": failure,
+            f"drbdadm {verb} r0": failure(
+                "0",
+                f"Command 'drbdsetup-84 {verb} 0' terminated with exit code"
+                " 10\n",
+            )
+            for verb in ("cstate", "role")
+        } | {
             "drbdsetup show r0": Reply(
                 err="received netlink error reply: No such device\n", code=20
             ),
-            "drbdsetup /dev/drbd0 show": Reply(
-                err="/dev/drbd0: Failure: (127) Device minor not allocated\n",
-                code=10,
+            "drbdsetup /dev/drbd0 show": failure("/dev/drbd0"),
+            "drbdsetup status r0": Reply(
+                err="r0: No such resource\n", code=10
             ),
         }
 
-    bad_configuration = Reply(err="BAD LUCK, equal hashes\n", code=20)
+    # What a host with kmod and without the module adds comes first.
+    bad_configuration = Reply(
+        err="modinfo: ERROR: Module drbd not found.\n"
+        "BAD LUCK, equal hashes\n",
+        code=20,
+    )
     no_module = Reply(
         err="Could not stat /proc/drbd: No such file or directory\n"
         "Make sure that the DRBD kernel module is installed and can be"
@@ -505,6 +521,10 @@ def test_bad_configuration(world: World, tools: Tools) -> None:
     assert verdict.code == UNKNOWN
     complaint = world.bad_configuration.err.splitlines()
     assert complaint[-1] in verdict.says or complaint[1] in verdict.says
+    assert "modinfo" not in verdict.says and "look at drbd.conf" in verdict.says
+    # Without the module even a good file can be refused.
+    loaded = Path("/proc/drbd").exists()
+    assert ("run modprobe drbd" in verdict.says) is not loaded
 
 
 @in_every_world

@@ -7,8 +7,9 @@
  * Written to `control`: "NUMBER=RESULT:DELAY_MS[,RESULT:DELAY_MS...]", e.g.
  * "30=-71:300,0:0": the answers to the next calls of that number; the last
  * one is repeated.  A negative result is -errno; a signal to the caller ends
- * the delay, with EPROTO.  `log` has a line for each ioctl that arrived:
- * number and argument.
+ * the delay, with EPROTO.  Number 0, which is no ioctl here, stands for
+ * opening `disk`.  `log` has a line for each ioctl that arrived: number and
+ * argument.
  */
 #define FUSE_USE_VERSION 35
 
@@ -87,11 +88,30 @@ static void ll_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr,
     ll_getattr(req, ino, fi);
 }
 
+/* What the script of this number says next (lock held). */
+static int next_answer(struct script *s, int otherwise, int *delay_ms)
+{
+    if (!s->n)
+        return otherwise;
+    int result = s->result[s->next];
+    *delay_ms = s->delay_ms[s->next];
+    if (s->next + 1 < s->n)
+        s->next++;
+    return result;
+}
+
 static void ll_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    (void)ino;
+    int result = 0, delay = 0;
+    pthread_mutex_lock(&lock);
+    if (ino == INO_DISK)
+        result = next_answer(&scripts[0], 0, &delay);
+    pthread_mutex_unlock(&lock);
     fi->direct_io = 1;
-    fuse_reply_open(req, fi);
+    if (result < 0)
+        fuse_reply_err(req, -result);
+    else
+        fuse_reply_open(req, fi);
 }
 
 static void ll_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
@@ -156,13 +176,8 @@ static void ll_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd,
     if (ino == INO_DISK && log_len < sizeof log_text - 64)
         log_len += (size_t)snprintf(log_text + log_len, 64, "%u %llu\n", cmd,
                                     (unsigned long long)(uintptr_t)arg);
-    struct script *s = ino == INO_DISK && cmd < 64 ? &scripts[cmd] : NULL;
-    if (s && s->n) {
-        result = s->result[s->next];
-        delay = s->delay_ms[s->next];
-        if (s->next + 1 < s->n)
-            s->next++;
-    }
+    if (ino == INO_DISK && cmd > 0 && cmd < 64)
+        result = next_answer(&scripts[cmd], result, &delay);
     pthread_mutex_unlock(&lock);
     /* A signal ends a wait in the driver, too, as EPROTO. */
     for (; delay > 0; delay--) {

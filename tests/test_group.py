@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""csrc/group.c over devices whose wait is inside a kernel driver.
+
+The driver is the test node, opened with a kernel device's rules: its ioctl
+30 can't be cut short but by a signal.  (tests/c/test_group.c has the rest.)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from remus_native._core import ffi, lib
+from test_drbd import IoctlNode, node, node_program  # noqa: F401
+
+from remus_native._binding import last_error
+
+pytestmark = pytest.mark.fuse
+
+
+class Group:
+    """Some kernel devices in one group."""
+
+    def __init__(self, where: IoctlNode, count: int, *, begins: bool = False) -> None:
+        self.disks = []
+        out = ffi.new("remus_group **")
+        assert lib.remus_group_open(b"guest0", out) == 0
+        self.raw = out[0]
+        for i in range(count):
+            disk = ffi.new("remus_drbd **")
+            assert lib.remus_test_drbd_open_as(bytes(where.disk), 0, disk) == 0
+            assert lib.remus_group_add_drbd(self.raw, b"disk%d" % i, disk[0]) == i
+            self.disks.append(disk[0])
+        assert lib.remus_group_start(self.raw, int(begins)) == 0
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        return lambda *args: getattr(lib, f"remus_group_{name}")(self.raw, *args)
+
+    def close(self) -> None:
+        lib.remus_group_close(self.raw)
+        for disk in self.disks:
+            lib.remus_drbd_close(disk)
+
+
+def in_thread(work: Callable[[], int]) -> tuple[threading.Thread, list[int]]:
+    result: list[int] = []
+    thread = threading.Thread(target=lambda: result.append(work()))
+    thread.start()
+    return thread, result
+
+
+def until(condition: Callable[[], Any], limit_s: float = 20) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def waits(where: IoctlNode) -> int:
+    return len([1 for number, _ in where.log() if number == 30])
+
+
+def test_a_begun_wait_is_left_at_once_and_taken_up_again(node):  # noqa: F811
+    node.answer(20, 0)
+    node.answer(30, (0, 700))
+    group = Group(node, 1, begins=True)
+    try:
+        assert group.postsuspend(ffi.NULL, 0) == 0
+        assert group.preresume_begin(20000) == 0
+        until(lambda: waits(node) == 1)
+        start = time.monotonic()
+        assert group.cancel() == 0
+        assert group.preresume_finish() == -errno.ECANCELED
+        assert time.monotonic() - start < 0.3
+        # The call is still in the driver: no new barrier, and no second call.
+        assert group.postsuspend(ffi.NULL, 0) == -errno.EBUSY
+    finally:
+        group.close()
+
+
+def test_what_was_cancelled_in_the_driver_counts_when_it_comes(node):  # noqa: F811
+    node.answer(20, 0)
+    node.answer(30, (0, 400))
+    group = Group(node, 2, begins=True)
+    try:
+        assert group.postsuspend(ffi.NULL, 0) == 0
+        assert group.preresume_begin(20000) == 0
+        until(lambda: waits(node) == 2)
+        assert group.cancel() == 0
+        assert group.preresume_finish() == -errno.ECANCELED
+        assert group.preresume(20000) == 0
+        assert waits(node) == 2
+        assert group.commit() == 0
+    finally:
+        group.close()
+
+
+def test_stop_leaves_a_thread_in_the_driver_behind(node):  # noqa: F811
+    node.answer(20, 0)
+    node.answer(30, (0, 700))
+    threads = len(os.listdir("/proc/self/task"))
+    files = len(os.listdir("/proc/self/fd"))
+    group = Group(node, 2, begins=True)
+    assert group.postsuspend(ffi.NULL, 0) == 0
+    assert group.preresume_begin(20000) == 0
+    until(lambda: waits(node) == 2)
+    start = time.monotonic()
+    group.close()
+    assert time.monotonic() - start < 0.5
+    # It has what it needs until the driver lets it go, and then all is gone.
+    assert len(os.listdir("/proc/self/task")) == threads + 2
+    until(lambda: len(os.listdir("/proc/self/task")) == threads)
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_a_deadline_is_kept_though_the_driver_is_slow(node):  # noqa: F811
+    node.answer(20, 0)
+    node.answer(30, (0, 600))
+    group = Group(node, 1, begins=True)
+    try:
+        assert group.postsuspend(ffi.NULL, 0) == 0
+        start = time.monotonic()
+        assert group.preresume_begin(50) == 0
+        until(lambda: group.preresume_finish() != -errno.EAGAIN)
+        assert time.monotonic() - start < 0.4
+        # Waited for further, by the same call.
+        assert group.preresume(20000) == 0
+        assert waits(node) == 1
+    finally:
+        group.close()
+
+
+def test_a_signal_of_the_program_ends_a_wait_in_the_caller(node):  # noqa: F811
+    """Without it the caller stays for the driver's limit; with it, no time."""
+    node.answer(20, 0)
+    node.answer(30, (0, 20000))
+    before = signal.signal(signal.SIGUSR2, lambda *_: None)
+    # Python's handlers have no SA_RESTART.
+    group = Group(node, 1)
+    try:
+        (disk,) = group.disks
+        assert lib.remus_drbd_cancel_signal(disk, signal.SIGUSR2) == 0
+        assert group.postsuspend(ffi.NULL, 0) == 0
+        thread, result = in_thread(lambda: group.preresume(20000))
+        until(lambda: waits(node) == 1)
+        start = time.monotonic()
+        assert group.cancel() == 0
+        thread.join(20)
+        assert time.monotonic() - start < 0.5
+        assert result == [-errno.ECANCELED]
+        # It was no loss: the same barrier is waited for again.
+        node.answer(30, 0)
+        assert group.preresume(20000) == 0
+        assert group.commit() == 0
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+        group.close()
+
+
+def test_only_a_signal_that_can_end_a_wait_is_taken(node):  # noqa: F811
+    group = Group(node, 1)
+    try:
+        (disk,) = group.disks
+        before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        assert lib.remus_drbd_cancel_signal(disk, signal.SIGUSR2) == -errno.EINVAL
+        assert "install a handler" in last_error()
+        signal.signal(signal.SIGUSR2, lambda *_: None)
+        signal.siginterrupt(signal.SIGUSR2, False)
+        assert lib.remus_drbd_cancel_signal(disk, signal.SIGUSR2) == -errno.EINVAL
+        assert "SA_RESTART" in last_error()
+        signal.signal(signal.SIGUSR2, before)
+        assert lib.remus_drbd_cancel_signal(disk, 1000) == -errno.EINVAL
+        assert lib.remus_drbd_cancel_signal(disk, 0) == 0
+    finally:
+        group.close()
+
+
+def test_a_tag_must_be_a_number(node):  # noqa: F811
+    node.answer(20, 0)
+    group = Group(node, 1)
+    try:
+        for tag in (b"x", b"0", b"-1", b"9223372036854775808"):
+            assert group.postsuspend(tag, len(tag)) == -errno.EINVAL
+            assert "number from 1 to 2^63-1" in last_error()
+        assert node.log() == []
+        for tag in (b"7", b"9223372036854775807"):
+            assert group.postsuspend(tag, len(tag)) == 0
+            node.answer(30, 0)
+            assert group.preresume(1000) == 0
+        sent = [value for number, value in node.log() if number == 20]
+        assert sent == [7, 9223372036854775807]
+    finally:
+        group.close()
