@@ -114,6 +114,11 @@ def running_crc(recs: list[Record]) -> int:
     return crc32c(b"".join(rec.wire_crc.to_bytes(4, "little") for rec in recs))
 
 
+def measured(payload: bytes) -> list[tuple[int, int, int]]:
+    """What epochs came to: number, ranges, bytes overwritten."""
+    return list(struct.iter_unpack("<QQQ", payload))
+
+
 def superblock(data: bytes, resource: str) -> dict[str, int]:
     """The valid slot with the higher sequence."""
     best: dict[str, int] = {}
