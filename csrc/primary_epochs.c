@@ -117,6 +117,7 @@ int remus_primary_epochs_measured(remus_primary *p,
         struct remus_measured m;
         remus_measured_decode(payload + at, &m);
         remus_epochs_measured(p->epochs, m.epoch, m.extents, m.coalesced);
+        p->stats.bytes_coalesced += m.coalesced;
         if (m.epoch < p->stats.measured_epoch)
             continue;
         p->stats.measured_epoch = m.epoch;

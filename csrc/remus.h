@@ -112,7 +112,9 @@ struct remus_status {
     uint64_t epochs;            /* barriers sent / received */
     uint64_t bytes_written;     /* bytes of writes replicated */
     uint64_t bytes_zeroed;      /* bytes of discards replicated */
-    uint64_t bytes_coalesced;   /* backup: bytes overwritten before apply */
+    uint64_t bytes_coalesced;   /* backup: bytes overwritten before apply;
+                                   primary: those within one epoch, as far
+                                   as the backup has told */
     uint64_t bytes_applied;     /* backup: bytes written into its disks */
     uint64_t records;           /* stream records sent / received */
     uint64_t queue_bytes;       /* primary: bytes waiting to be sent */

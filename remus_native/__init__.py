@@ -5,6 +5,7 @@
 - `DrbdDisk`: a device that answers DRBD's protocol D ioctls.
 - `CheckpointDevices`: the device layer, all disks of a guest in step.
 - `Checkpointer`: the loop on top; `NullGuest`, `QmpGuest`: guests.
+- `EpochStatistics`: what epochs took, from any process.
 - `RemusError` and what is under it: everything that can go wrong.
 
 Importing starts no thread and needs only cffi.
@@ -14,6 +15,15 @@ from ._version import __version__
 from .checkpointer import Checkpointer, CheckpointStatistics, EpochStats, Guest
 from .devices import CheckpointDevice, CheckpointDevices, Subkind
 from .drbd import DrbdDisk
+from .epochs import (
+    EpochBatch,
+    EpochSample,
+    EpochStatistics,
+    EpochSummary,
+    HistogramBucket,
+    SeriesSummary,
+    StatisticsSource,
+)
 from .errors import (
     CheckpointTimeout,
     ConfigError,
@@ -53,9 +63,14 @@ __all__ = [
     "DeviceNotReady",
     "DeviceNotSupported",
     "DrbdDisk",
+    "EpochBatch",
+    "EpochSample",
+    "EpochStatistics",
     "EpochStats",
+    "EpochSummary",
     "Export",
     "Guest",
+    "HistogramBucket",
     "Node",
     "NotProtocolD",
     "NullGuest",
@@ -66,8 +81,10 @@ __all__ = [
     "RemusWarning",
     "ReplicaResource",
     "ReplicationLost",
+    "SeriesSummary",
     "State",
     "StateError",
+    "StatisticsSource",
     "Status",
     "Subkind",
     "Volume",
