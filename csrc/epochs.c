@@ -94,7 +94,7 @@ static remus_word *find(remus_epochs *e, uint64_t epoch, uint64_t *position)
         if (there == epoch)
             return w;
         if (there < epoch)
-            break; /* they rise */
+            break; /* they never fall */
     }
     return NULL;
 }
@@ -271,6 +271,7 @@ int remus_epochs_summary(remus_epochs *e, int series,
     if (!l.count || l.min > l.max)
         return 0;
     out->count = l.count;
+    out->total = l.sum_high ? UINT64_MAX : l.sum_low;
     out->min = l.min;
     out->max = l.max;
     out->mean =

@@ -194,8 +194,8 @@ typedef struct remus_epochs remus_epochs;
 #define REMUS_EPOCHS_BUCKETS 3776 /* buckets of a histogram, at most */
 
 /*
- * One epoch.  Times are nanoseconds.  `epoch` must rise from one sample to
- * the next.
+ * One epoch.  Times are nanoseconds.  `epoch` must never fall from one
+ * sample to the next.
  */
 struct remus_epoch_sample {
     uint64_t epoch;      /* its number (of a group: a running number) */
@@ -246,6 +246,7 @@ struct remus_series_summary {
     uint64_t p90;
     uint64_t p99;
     uint64_t p999;
+    uint64_t total; /* sum of all values; UINT64_MAX if it is larger */
 };
 
 /* One bucket of a histogram: values from `low` to `high`, both included. */
@@ -303,8 +304,8 @@ REMUS_API void remus_epochs_add(remus_epochs *e,
 
 /*
  * The epoch was committed, and that took `commit_ns` (0 counts as 1).
- * Called by the writer, at any time after remus_epochs_add(); looks for the
- * sample from the newest on, through the ring at most.  A no-op if it is not
+ * Called by the writer, at any time after remus_epochs_add(); looks for its
+ * newest sample from the newest of all on, through the ring at most.  A no-op if it is not
  * in the ring any more, or has a commit already.
  */
 REMUS_API void remus_epochs_committed(remus_epochs *e, uint64_t epoch,

@@ -12,7 +12,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from ._binding import ffi, lib, text
@@ -46,7 +46,7 @@ NUMBER_MAX = (1 << 64) - 1
 class EpochSample:
     """One epoch of a device, a resource or a group of devices.
 
-    - ``epoch``: its number (of a group: a running number); rises.
+    - ``epoch``: its number (of a group: a running number); never falls.
     - ``start_ns``: `time.monotonic_ns` when postsuspend was called.
     - ``barrier_ns``: how long postsuspend took.
     - ``ack_ns``: from its end to the ack, or to the failure.
@@ -92,7 +92,8 @@ class EpochBatch:
 class SeriesSummary:
     """One series in numbers; all 0 if ``count`` is.
 
-    ``min``, ``max`` and ``mean`` (rounded down) are exact.  A quantile is
+    ``min``, ``max``, ``mean`` (rounded down) and ``total`` (2^64 - 1 if it is
+    more) are exact.  A quantile is
     the smallest value that so many of all values do not exceed, never less
     than the exact one and at most 1/64 more.
     """
@@ -105,6 +106,10 @@ class SeriesSummary:
     p90: int
     p99: int
     p999: int
+    total: int
+
+
+_SUMMARY_FIELDS = [field.name for field in fields(SeriesSummary)]
 
 
 @dataclass(frozen=True)
@@ -260,7 +265,7 @@ class EpochStatistics(Handle):
     # -- writing -----------------------------------------------------------
 
     def add(self, sample: EpochSample) -> None:
-        """Add one epoch.  One thread at a time; epoch numbers must rise.
+        """Add one epoch.  One thread at a time; epoch numbers never fall.
 
         Nothing happens on statistics that were attached.
         """
@@ -330,9 +335,8 @@ class EpochStatistics(Handle):
                 lib.remus_epochs_summary(raw, index, out)
                 timed = name in ("barrier", "ack", "commit", "pause")
                 series[f"{name}_ns" if timed else name] = SeriesSummary(
-                    out.count, out.min, out.max, out.mean,
-                    out.p50, out.p90, out.p99, out.p999,
-                )  # fmt: skip
+                    **{field: getattr(out, field) for field in _SUMMARY_FIELDS}
+                )
         return EpochSummary(text(info.name), info.added, info.failed, **series)
 
     def recent(self, count: int) -> list[EpochSample]:

@@ -567,6 +567,10 @@ class ReplicaResource:
             )
         self.primary.commit(self._acked)
 
+    def epoch(self, number: int) -> EpochSample | None:
+        """What is known of one epoch; see `Primary.epoch`."""
+        return self.primary.epoch(number)
+
     def teardown(self) -> None:
         """End the session.  The primary stays open; it is its owner's."""
         self._ready = False

@@ -75,6 +75,7 @@ def test_quantiles_are_those_of_the_sorted_list(values: list[int]) -> None:
         max(values),
     )
     assert found.mean == sum(values) // len(values)
+    assert found.total == min(sum(values), U64)
     for permille, quantile in (
         (500, found.p50),
         (900, found.p90),
