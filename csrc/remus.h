@@ -180,6 +180,288 @@ REMUS_API int remus_harden_process(void);
 REMUS_API int remus_status_format(const struct remus_status *status,
                                   int json, char *buf, size_t cap);
 
+/* ---- DRBD protocol D devices --------------------------------------- */
+
+typedef struct remus_drbd remus_drbd;
+
+/*
+ * Open a device that answers the protocol D ioctls: a DRBD node, or a file
+ * of our FUSE node.  O_RDONLY and O_CLOEXEC, as libxl does.  May block as
+ * long as open(2) does.  No ioctl is sent (on a protocol D module every
+ * unknown ioctl is a checkpoint).
+ * Errors: -ENOENT/-ENXIO no such device; -EMEDIUMTYPE the DRBD device is
+ * Secondary here; others of open(2).
+ */
+REMUS_API int remus_drbd_open(const char *path, remus_drbd **out);
+
+/*
+ * Send a checkpoint barrier (ioctl 20).  `tag`: 0, or a number that travels
+ * in the barrier as its decimal text (our nodes only; the kernel ignores
+ * it).  Never blocks on the network.
+ * Returns 0: a barrier is on its way, an ack must be waited for; 1: the
+ * epoch was empty.  A 1 still counts as a barrier whose ack
+ * remus_drbd_preresume() waits for if the device is one of our nodes (they
+ * always send it); on a kernel device nothing was sent.
+ * Errors: -EPROTO no backup connected; -EINVAL not protocol D (no net
+ * configuration); -ENOTTY the driver has no checkpoint ioctls at all;
+ * -EBUSY a barrier is outstanding (phases out of order); -ESTALE a wait
+ * failed with a loss before: the kernel driver would pretend to send, so
+ * the device must be reconnected and opened again (mends libxl, which
+ * counts an error as sent).
+ */
+REMUS_API int remus_drbd_postsuspend(remus_drbd *dev, uint64_t tag);
+
+/*
+ * Wait until the backup has the barrier (ioctl 30), at most `timeout_ms`.
+ * Blocks, in the calling thread, with all signals blocked for that time (a
+ * signal would look like a lost backup).  The kernel's own limit is 2 x
+ * ping-timeout and ends in EPROTO though the backup may be well: the ioctl
+ * is repeated until our own deadline, unless it failed at once (< 5 ms,
+ * twice), which is a lost connection.  One kernel call may outlast the
+ * deadline by its own limit.
+ * Returns 0: safe on the backup, or nothing was outstanding.
+ * Errors: -EPROTO lost; -ETIMEDOUT no ack in time, may be called again;
+ * -ENOMEM is the kernel's "acked, but the next epoch could not be
+ * allocated": the checkpoint is safe, the device is not usable further
+ * (reported as 0 now, and -ESTALE at the next postsuspend).
+ */
+REMUS_API int remus_drbd_preresume(remus_drbd *dev, int64_t timeout_ms);
+
+/*
+ * Commit the acked checkpoint (ioctl 40) on one of our FUSE nodes.  A no-op
+ * on a block device: protocol D has no commit.  Never blocks on the network.
+ * Errors: -EPROTO not connected; -EBUSY the ack is still outstanding.
+ */
+REMUS_API int remus_drbd_commit(remus_drbd *dev);
+
+/* 1 if the device is a file of our FUSE node, else 0.  Never blocks. */
+REMUS_API int remus_drbd_is_node(const remus_drbd *dev);
+
+/* Close the device and free the handle.  NULL is allowed. */
+REMUS_API void remus_drbd_close(remus_drbd *dev);
+
+/* ---- Primary -------------------------------------------------------- */
+
+typedef struct remus_primary remus_primary;
+
+struct remus_primary_config {
+    const char *resource;       /* name, 1..REMUS_NAME_MAX */
+    const char *state_dir;      /* existing directory, this side's own */
+    const struct remus_volume *volumes;
+    unsigned int volume_count;  /* 1..REMUS_VOLUMES_MAX */
+    const char *address;        /* "unix:/path" or "tcp:HOST:PORT" */
+    int tls_off;                /* 1: loopback TCP without TLS is allowed */
+    int ack;                    /* enum remus_ack, as on the backup */
+    int commit_by;              /* enum remus_commit_by */
+    uint32_t queue_bytes;       /* send queue at most; 0: 64 MiB */
+    uint32_t max_pause_ms;      /* queue at most this much time; 0: 200 */
+    uint32_t loss_ms;           /* silence that means loss, at least 1000;
+                                   0: 3000 */
+    uint32_t stall_ms;          /* a write that waited so long ends
+                                   replication; 0: 10000 */
+    uint32_t connect_ms;        /* pause between first connects; 0: 250 */
+    const char *epochs_file;    /* where other processes find the epoch
+                                   statistics (remus_epochs_create); NULL:
+                                   they are kept for this process only */
+};
+
+/*
+ * Open the local disks of a resource, exclusively, and start its engine,
+ * which connects to the backup (again and again until it is there), copies
+ * the disks, and takes the first checkpoint.  Reads and writes work at once.
+ * Blocks for local I/O only.
+ * Errors: -EBUSY another process has the state directory or a disk;
+ * -EINVAL bad configuration; -ENOENT no such disk; -EPERM an address that
+ * would need TLS; others of open(2).
+ */
+REMUS_API int remus_primary_open(const struct remus_primary_config *config,
+                                 remus_primary **out);
+
+/*
+ * Wait until the resource is Protected, at most `timeout_ms`.  Errors:
+ * -ETIMEDOUT; -EPROTO replication ended (the text says why).
+ */
+REMUS_API int remus_primary_wait_protected(remus_primary *p,
+                                           int64_t timeout_ms);
+
+/*
+ * Disk I/O of the guest, any offset and length inside the volume, from any
+ * number of threads.  They block for the local disk, for an overlapping
+ * write in flight, and, writes only, while the send queue or the backup's
+ * journal has no room.  A write is in the send queue when it returns: it
+ * belongs to the epoch that was open then.  discard and write_zeroes are
+ * both executed as zeroes on both sides.
+ * Errors: -EINVAL no such volume; -ENOSPC beyond the end (reads: -EINVAL);
+ * -EIO and others of the local disk (the range is then read again and sent
+ * again, so both sides agree).  The loss of the backup is no error here.
+ */
+REMUS_API int remus_primary_pread(remus_primary *p, unsigned int volume,
+                                  void *buf, size_t len, uint64_t offset);
+REMUS_API int remus_primary_pwrite(remus_primary *p, unsigned int volume,
+                                   const void *buf, size_t len,
+                                   uint64_t offset);
+REMUS_API int remus_primary_discard(remus_primary *p, unsigned int volume,
+                                    uint64_t offset, uint64_t len);
+REMUS_API int remus_primary_write_zeroes(remus_primary *p,
+                                         unsigned int volume,
+                                         uint64_t offset, uint64_t len);
+/* Sync the local disk only (what the guest's fsync reaches). */
+REMUS_API int remus_primary_flush(remus_primary *p, unsigned int volume);
+/* The size of a volume; 0 if there is no such volume. */
+REMUS_API uint64_t remus_primary_size(remus_primary *p, unsigned int volume);
+
+/*
+ * Close the open epoch on every volume with one barrier and open the next.
+ * `tag`/`tag_len`: NULL/0, or up to REMUS_TAG_MAX bytes that promote accepts
+ * as a name.  Never blocks on the network or a disk.  Mirrors libxl's
+ * postsuspend; mends its "an error counts as sent".
+ * Result: 0 and *epoch; 1 and *epoch if the epoch was empty (its barrier is
+ * sent all the same).
+ * Errors: -EPROTO not Protected (the text says the state and why);
+ * -EAGAIN too many barriers without an ack; -EINVAL tag too long.
+ */
+REMUS_API int remus_primary_postsuspend(remus_primary *p, const void *tag,
+                                        size_t tag_len, uint64_t *epoch);
+
+/*
+ * Wait until `epoch` is safe on the backup.  The caller becomes the receiver
+ * of acks while it waits.  Retrying after -ETIMEDOUT is allowed.
+ * Errors: -EPROTO the backup is lost and had not acked it; -ETIMEDOUT;
+ * -EINVAL there was no such barrier.
+ */
+REMUS_API int remus_primary_preresume(remus_primary *p, uint64_t epoch,
+                                      int64_t timeout_ms);
+
+/*
+ * Say that checkpoint `epoch`, memory too, is complete: the backup applies
+ * it and every prepared one before it.  Never blocks.  Idempotent.
+ * Errors: -EINVAL not acked yet, or no such barrier; -EPROTO backup lost.
+ */
+REMUS_API int remus_primary_commit(remus_primary *p, uint64_t epoch);
+
+/* The state and counters now.  Never blocks on I/O. */
+REMUS_API int remus_primary_status(remus_primary *p,
+                                   struct remus_status *status);
+
+/*
+ * End replication cleanly (what is queued is sent, at most `loss_ms`), sync
+ * and close the disks, stop the threads, free the handle.  NULL is allowed.
+ */
+REMUS_API void remus_primary_close(remus_primary *p);
+
+/* ---- Backup ---------------------------------------------------------- */
+
+typedef struct remus_backup remus_backup;
+
+struct remus_backup_config {
+    const char *resource;
+    const char *state_dir;      /* existing directory, this side's own */
+    const char *journal_dir;    /* NULL: state_dir/journal */
+    const struct remus_volume *volumes;
+    unsigned int volume_count;
+    int ack;                    /* enum remus_ack */
+    int commit_by;              /* enum remus_commit_by */
+    uint64_t journal_bytes;     /* all segments; 0: 512 MiB */
+    uint64_t segment_bytes;     /* one segment; 0: 16 MiB; >= 64 KiB */
+};
+
+/*
+ * Open a backup: lock its state directory and disks, create or recover its
+ * journal.  Blocks for disk I/O.  Nothing listens and nothing is applied
+ * until remus_backup_serve().
+ * Errors: -EBUSY another process has the directory; -EINVAL configuration;
+ * -EIO, -EBADMSG unreadable state; -ENOSPC no room for the journal.
+ */
+REMUS_API int remus_backup_open(const struct remus_backup_config *config,
+                                remus_backup **out);
+
+/*
+ * Listen on `address` ("unix:/path" 0600, or "tcp:HOST:PORT") and serve one
+ * primary at a time, applying in the background, in threads of the handle.
+ * Errors: -EADDRINUSE; -EPERM an address that would need TLS; -EALREADY.
+ */
+REMUS_API int remus_backup_serve(remus_backup *b, const char *address,
+                                 int tls_off, uint32_t loss_ms);
+
+/*
+ * Commit `epoch` and every prepared one before it, durably.  Blocks for one
+ * journal sync.  Idempotent.  Errors: -EINVAL not prepared here (the text
+ * names what is); -EIO the journal failed.
+ */
+REMUS_API int remus_backup_commit(remus_backup *b, uint64_t epoch);
+
+/* How a promote names its checkpoint. */
+enum remus_promote_by {
+    REMUS_PROMOTE_DEFAULT,  /* last committed; last prepared if the resource
+                               is driven through ioctls */
+    REMUS_PROMOTE_EPOCH,
+    REMUS_PROMOTE_TAG
+};
+
+/*
+ * Fail over: make the volumes exactly what the primary's were at one
+ * checkpoint and give them free.  Blocks for disk I/O.  Durable at every
+ * step: one that is interrupted can be finished, at the same checkpoint
+ * only.  A promoted backup refuses every primary.
+ * `force` 0 refuses while a primary is connected.
+ * Result: 0 and *epoch (the checkpoint it is at now).
+ * Errors: -EINVAL no such checkpoint, tag not unique, Inconsistent (the text
+ * names what can be had); -EBUSY primary connected; -EIO.
+ */
+REMUS_API int remus_backup_promote(remus_backup *b, int by, uint64_t epoch,
+                                   const void *tag, size_t tag_len,
+                                   int force, uint64_t *promoted);
+
+/*
+ * The checkpoints that promote accepts, oldest first.  Returns how many
+ * there are; writes at most `cap` of them (the newest if there are more).
+ */
+REMUS_API int remus_backup_checkpoints(remus_backup *b,
+                                       struct remus_checkpoint *out,
+                                       unsigned int cap);
+
+/* The state and counters now.  Never blocks on I/O. */
+REMUS_API int remus_backup_status(remus_backup *b,
+                                  struct remus_status *status);
+
+/*
+ * Stop serving, apply what is committed, sync, free the handle.  NULL is
+ * allowed.
+ */
+REMUS_API void remus_backup_close(remus_backup *b);
+
+/* ---- FUSE nodes of a primary ----------------------------------------- */
+
+typedef struct remus_export remus_export;
+
+/* Owner and mode of a volume's node. */
+struct remus_node {
+    uint32_t uid;
+    uint32_t gid;
+    uint32_t mode;  /* permission bits; 0: 0600 */
+};
+
+/*
+ * Mount a directory at `mountpoint` (existing, empty) that holds one file a
+ * volume, `status` and `status.json`.  The files answer the checkpoint
+ * ioctls 20, 30 and 40.  `nodes`: one per volume, or NULL for root 0600.
+ * Works until remus_export_close() or until somebody unmounts it.
+ * Errors: -ENODEV no /dev/fuse; -EPERM; -ENOTDIR; -EBUSY; others of mount.
+ */
+REMUS_API int remus_export_open(remus_primary *p, const char *mountpoint,
+                                const struct remus_node *nodes,
+                                remus_export **out);
+
+/* 1 while mounted, 0 once it was unmounted from outside.  Never blocks. */
+REMUS_API int remus_export_alive(remus_export *e);
+
+/*
+ * Unmount, wait for requests under way, stop the threads, free the handle.
+ * If somebody still holds a file open the mount is detached (the open files
+ * then fail with ENOTCONN).  Call it before remus_primary_close().
+ */
+REMUS_API void remus_export_close(remus_export *e);
+
 /* ---- Epoch statistics ------------------------------------------------- */
 
 /*
@@ -365,172 +647,9 @@ REMUS_API int remus_epochs_info(remus_epochs *e,
  */
 REMUS_API void remus_epochs_close(remus_epochs *e);
 
-/* ---- DRBD protocol D devices --------------------------------------- */
-
-typedef struct remus_drbd remus_drbd;
-
 /*
- * Open a device that answers the protocol D ioctls: a DRBD node, or a file
- * of our FUSE node.  O_RDONLY and O_CLOEXEC, as libxl does.  May block as
- * long as open(2) does.  No ioctl is sent (on a protocol D module every
- * unknown ioctl is a checkpoint).
- * Errors: -ENOENT/-ENXIO no such device; -EMEDIUMTYPE the DRBD device is
- * Secondary here; others of open(2).
- */
-REMUS_API int remus_drbd_open(const char *path, remus_drbd **out);
-
-/*
- * Send a checkpoint barrier (ioctl 20).  `tag`: 0, or a number that travels
- * in the barrier as its decimal text (our nodes only; the kernel ignores
- * it).  Never blocks on the network.
- * Returns 0: a barrier is on its way, an ack must be waited for; 1: the
- * epoch was empty.  A 1 still counts as a barrier whose ack
- * remus_drbd_preresume() waits for if the device is one of our nodes (they
- * always send it); on a kernel device nothing was sent.
- * Errors: -EPROTO no backup connected; -EINVAL not protocol D (no net
- * configuration); -ENOTTY the driver has no checkpoint ioctls at all;
- * -EBUSY a barrier is outstanding (phases out of order); -ESTALE a wait
- * failed with a loss before: the kernel driver would pretend to send, so
- * the device must be reconnected and opened again (mends libxl, which
- * counts an error as sent).
- */
-REMUS_API int remus_drbd_postsuspend(remus_drbd *dev, uint64_t tag);
-
-/*
- * Wait until the backup has the barrier (ioctl 30), at most `timeout_ms`.
- * Blocks, in the calling thread, with all signals blocked for that time (a
- * signal would look like a lost backup).  The kernel's own limit is 2 x
- * ping-timeout and ends in EPROTO though the backup may be well: the ioctl
- * is repeated until our own deadline, unless it failed at once (< 5 ms,
- * twice), which is a lost connection.  One kernel call may outlast the
- * deadline by its own limit.
- * Returns 0: safe on the backup, or nothing was outstanding.
- * Errors: -EPROTO lost; -ETIMEDOUT no ack in time, may be called again;
- * -ENOMEM is the kernel's "acked, but the next epoch could not be
- * allocated": the checkpoint is safe, the device is not usable further
- * (reported as 0 now, and -ESTALE at the next postsuspend).
- */
-REMUS_API int remus_drbd_preresume(remus_drbd *dev, int64_t timeout_ms);
-
-/*
- * Commit the acked checkpoint (ioctl 40) on one of our FUSE nodes.  A no-op
- * on a block device: protocol D has no commit.  Never blocks on the network.
- * Errors: -EPROTO not connected; -EBUSY the ack is still outstanding.
- */
-REMUS_API int remus_drbd_commit(remus_drbd *dev);
-
-/* 1 if the device is a file of our FUSE node, else 0.  Never blocks. */
-REMUS_API int remus_drbd_is_node(const remus_drbd *dev);
-
-/* Close the device and free the handle.  NULL is allowed. */
-REMUS_API void remus_drbd_close(remus_drbd *dev);
-
-/* ---- Primary -------------------------------------------------------- */
-
-typedef struct remus_primary remus_primary;
-
-struct remus_primary_config {
-    const char *resource;       /* name, 1..REMUS_NAME_MAX */
-    const char *state_dir;      /* existing directory, this side's own */
-    const struct remus_volume *volumes;
-    unsigned int volume_count;  /* 1..REMUS_VOLUMES_MAX */
-    const char *address;        /* "unix:/path" or "tcp:HOST:PORT" */
-    int tls_off;                /* 1: loopback TCP without TLS is allowed */
-    int ack;                    /* enum remus_ack, as on the backup */
-    int commit_by;              /* enum remus_commit_by */
-    uint32_t queue_bytes;       /* send queue at most; 0: 64 MiB */
-    uint32_t max_pause_ms;      /* queue at most this much time; 0: 200 */
-    uint32_t loss_ms;           /* silence that means loss, at least 1000;
-                                   0: 3000 */
-    uint32_t stall_ms;          /* a write that waited so long ends
-                                   replication; 0: 10000 */
-    uint32_t connect_ms;        /* pause between first connects; 0: 250 */
-    const char *epochs_file;    /* where other processes find the epoch
-                                   statistics (remus_epochs_create); NULL:
-                                   they are kept for this process only */
-};
-
-/*
- * Open the local disks of a resource, exclusively, and start its engine,
- * which connects to the backup (again and again until it is there), copies
- * the disks, and takes the first checkpoint.  Reads and writes work at once.
- * Blocks for local I/O only.
- * Errors: -EBUSY another process has the state directory or a disk;
- * -EINVAL bad configuration; -ENOENT no such disk; -EPERM an address that
- * would need TLS; others of open(2).
- */
-REMUS_API int remus_primary_open(const struct remus_primary_config *config,
-                                 remus_primary **out);
-
-/*
- * Wait until the resource is Protected, at most `timeout_ms`.  Errors:
- * -ETIMEDOUT; -EPROTO replication ended (the text says why).
- */
-REMUS_API int remus_primary_wait_protected(remus_primary *p,
-                                           int64_t timeout_ms);
-
-/*
- * Disk I/O of the guest, any offset and length inside the volume, from any
- * number of threads.  They block for the local disk, for an overlapping
- * write in flight, and, writes only, while the send queue or the backup's
- * journal has no room.  A write is in the send queue when it returns: it
- * belongs to the epoch that was open then.  discard and write_zeroes are
- * both executed as zeroes on both sides.
- * Errors: -EINVAL no such volume; -ENOSPC beyond the end (reads: -EINVAL);
- * -EIO and others of the local disk (the range is then read again and sent
- * again, so both sides agree).  The loss of the backup is no error here.
- */
-REMUS_API int remus_primary_pread(remus_primary *p, unsigned int volume,
-                                  void *buf, size_t len, uint64_t offset);
-REMUS_API int remus_primary_pwrite(remus_primary *p, unsigned int volume,
-                                   const void *buf, size_t len,
-                                   uint64_t offset);
-REMUS_API int remus_primary_discard(remus_primary *p, unsigned int volume,
-                                    uint64_t offset, uint64_t len);
-REMUS_API int remus_primary_write_zeroes(remus_primary *p,
-                                         unsigned int volume,
-                                         uint64_t offset, uint64_t len);
-/* Sync the local disk only (what the guest's fsync reaches). */
-REMUS_API int remus_primary_flush(remus_primary *p, unsigned int volume);
-/* The size of a volume; 0 if there is no such volume. */
-REMUS_API uint64_t remus_primary_size(remus_primary *p, unsigned int volume);
-
-/*
- * Close the open epoch on every volume with one barrier and open the next.
- * `tag`/`tag_len`: NULL/0, or up to REMUS_TAG_MAX bytes that promote accepts
- * as a name.  Never blocks on the network or a disk.  Mirrors libxl's
- * postsuspend; mends its "an error counts as sent".
- * Result: 0 and *epoch; 1 and *epoch if the epoch was empty (its barrier is
- * sent all the same).
- * Errors: -EPROTO not Protected (the text says the state and why);
- * -EAGAIN too many barriers without an ack; -EINVAL tag too long.
- */
-REMUS_API int remus_primary_postsuspend(remus_primary *p, const void *tag,
-                                        size_t tag_len, uint64_t *epoch);
-
-/*
- * Wait until `epoch` is safe on the backup.  The caller becomes the receiver
- * of acks while it waits.  Retrying after -ETIMEDOUT is allowed.
- * Errors: -EPROTO the backup is lost and had not acked it; -ETIMEDOUT;
- * -EINVAL there was no such barrier.
- */
-REMUS_API int remus_primary_preresume(remus_primary *p, uint64_t epoch,
-                                      int64_t timeout_ms);
-
-/*
- * Say that checkpoint `epoch`, memory too, is complete: the backup applies
- * it and every prepared one before it.  Never blocks.  Idempotent.
- * Errors: -EINVAL not acked yet, or no such barrier; -EPROTO backup lost.
- */
-REMUS_API int remus_primary_commit(remus_primary *p, uint64_t epoch);
-
-/* The state and counters now.  Never blocks on I/O. */
-REMUS_API int remus_primary_status(remus_primary *p,
-                                   struct remus_status *status);
-
-/*
- * The statistics of the epochs that a toolstack closed here, by a call or by
- * ioctl 20 (not of those that the engine takes by itself).  An epoch is
+ * The statistics of the epochs that a toolstack closed on this primary, by a
+ * call or by ioctl 20 (not of those that the engine takes by itself).  An epoch is
  * added when its ack has come, or failed (-EPROTO) when the link is lost.
  * Its ack is timed as it arrives, whoever waits for it and how long.  An
  * ioctl 20 that commits the epoch before leaves that one's commit_ns 0.
@@ -548,125 +667,6 @@ REMUS_API remus_epochs *remus_primary_epochs(remus_primary *p);
  */
 REMUS_API int remus_primary_epoch(remus_primary *p, uint64_t epoch,
                                   struct remus_epoch_sample *out);
-
-/*
- * End replication cleanly (what is queued is sent, at most `loss_ms`), sync
- * and close the disks, stop the threads, free the handle.  NULL is allowed.
- */
-REMUS_API void remus_primary_close(remus_primary *p);
-
-/* ---- Backup ---------------------------------------------------------- */
-
-typedef struct remus_backup remus_backup;
-
-struct remus_backup_config {
-    const char *resource;
-    const char *state_dir;      /* existing directory, this side's own */
-    const char *journal_dir;    /* NULL: state_dir/journal */
-    const struct remus_volume *volumes;
-    unsigned int volume_count;
-    int ack;                    /* enum remus_ack */
-    int commit_by;              /* enum remus_commit_by */
-    uint64_t journal_bytes;     /* all segments; 0: 512 MiB */
-    uint64_t segment_bytes;     /* one segment; 0: 16 MiB; >= 64 KiB */
-};
-
-/*
- * Open a backup: lock its state directory and disks, create or recover its
- * journal.  Blocks for disk I/O.  Nothing listens and nothing is applied
- * until remus_backup_serve().
- * Errors: -EBUSY another process has the directory; -EINVAL configuration;
- * -EIO, -EBADMSG unreadable state; -ENOSPC no room for the journal.
- */
-REMUS_API int remus_backup_open(const struct remus_backup_config *config,
-                                remus_backup **out);
-
-/*
- * Listen on `address` ("unix:/path" 0600, or "tcp:HOST:PORT") and serve one
- * primary at a time, applying in the background, in threads of the handle.
- * Errors: -EADDRINUSE; -EPERM an address that would need TLS; -EALREADY.
- */
-REMUS_API int remus_backup_serve(remus_backup *b, const char *address,
-                                 int tls_off, uint32_t loss_ms);
-
-/*
- * Commit `epoch` and every prepared one before it, durably.  Blocks for one
- * journal sync.  Idempotent.  Errors: -EINVAL not prepared here (the text
- * names what is); -EIO the journal failed.
- */
-REMUS_API int remus_backup_commit(remus_backup *b, uint64_t epoch);
-
-/* How a promote names its checkpoint. */
-enum remus_promote_by {
-    REMUS_PROMOTE_DEFAULT,  /* last committed; last prepared if the resource
-                               is driven through ioctls */
-    REMUS_PROMOTE_EPOCH,
-    REMUS_PROMOTE_TAG
-};
-
-/*
- * Fail over: make the volumes exactly what the primary's were at one
- * checkpoint and give them free.  Blocks for disk I/O.  Durable at every
- * step: one that is interrupted can be finished, at the same checkpoint
- * only.  A promoted backup refuses every primary.
- * `force` 0 refuses while a primary is connected.
- * Result: 0 and *epoch (the checkpoint it is at now).
- * Errors: -EINVAL no such checkpoint, tag not unique, Inconsistent (the text
- * names what can be had); -EBUSY primary connected; -EIO.
- */
-REMUS_API int remus_backup_promote(remus_backup *b, int by, uint64_t epoch,
-                                   const void *tag, size_t tag_len,
-                                   int force, uint64_t *promoted);
-
-/*
- * The checkpoints that promote accepts, oldest first.  Returns how many
- * there are; writes at most `cap` of them (the newest if there are more).
- */
-REMUS_API int remus_backup_checkpoints(remus_backup *b,
-                                       struct remus_checkpoint *out,
-                                       unsigned int cap);
-
-/* The state and counters now.  Never blocks on I/O. */
-REMUS_API int remus_backup_status(remus_backup *b,
-                                  struct remus_status *status);
-
-/*
- * Stop serving, apply what is committed, sync, free the handle.  NULL is
- * allowed.
- */
-REMUS_API void remus_backup_close(remus_backup *b);
-
-/* ---- FUSE nodes of a primary ----------------------------------------- */
-
-typedef struct remus_export remus_export;
-
-/* Owner and mode of a volume's node. */
-struct remus_node {
-    uint32_t uid;
-    uint32_t gid;
-    uint32_t mode;  /* permission bits; 0: 0600 */
-};
-
-/*
- * Mount a directory at `mountpoint` (existing, empty) that holds one file a
- * volume, `status` and `status.json`.  The files answer the checkpoint
- * ioctls 20, 30 and 40.  `nodes`: one per volume, or NULL for root 0600.
- * Works until remus_export_close() or until somebody unmounts it.
- * Errors: -ENODEV no /dev/fuse; -EPERM; -ENOTDIR; -EBUSY; others of mount.
- */
-REMUS_API int remus_export_open(remus_primary *p, const char *mountpoint,
-                                const struct remus_node *nodes,
-                                remus_export **out);
-
-/* 1 while mounted, 0 once it was unmounted from outside.  Never blocks. */
-REMUS_API int remus_export_alive(remus_export *e);
-
-/*
- * Unmount, wait for requests under way, stop the threads, free the handle.
- * If somebody still holds a file open the mount is detached (the open files
- * then fail with ENOTCONN).  Call it before remus_primary_close().
- */
-REMUS_API void remus_export_close(remus_export *e);
 
 /* cffi:end */
 
