@@ -649,10 +649,10 @@ REMUS_API void remus_epochs_close(remus_epochs *e);
 
 /*
  * The statistics of the epochs that a toolstack closed on this primary, by a
- * call or by ioctl 20 (not of those that the engine takes by itself).  An epoch is
- * added when its ack has come, or failed (-EPROTO) when the link is lost.
- * Its ack is timed as it arrives, whoever waits for it and how long.  An
- * ioctl 20 that commits the epoch before leaves that one's commit_ns 0.
+ * call or by ioctl 20 (not of those that the engine takes by itself).  An
+ * epoch is added when its ack has come, or failed (-EPROTO) when the link is
+ * lost.  Its ack is timed as it arrives, whoever waits for it and how long.
+ * An ioctl 20 that commits the epoch before leaves that one's commit_ns 0.
  * For reading, until remus_primary_close(); not to be closed by the caller.
  * Never blocks.
  */
