@@ -93,7 +93,8 @@ int remus_super_store(remus_io *io, int file, const char *path,
 /* One closed or open epoch that is not applied yet.  Guard: lock. */
 struct remus_epoch {
     uint64_t number;
-    struct remus_extents extents;
+    struct remus_extents extents; /* open: lock; closed: apply_lock (it is
+                                     also freed with that held) */
     uint64_t first_seq;      /* journal segment of its first record */
     uint64_t records;        /* counted records before the barrier */
     uint64_t barrier_number; /* number of its barrier; 0: open */
@@ -109,6 +110,9 @@ struct remus_disk {
     uint64_t size; /* constant, bytes */
     int file;      /* apply_lock; -1 once promoted */
 };
+
+/* What applied epochs came to, until the primary was told. */
+#define REMUS_MEASURED_KEPT 1024u
 
 struct remus_backup_net; /* backup_net.c */
 
@@ -154,6 +158,9 @@ struct remus_backup {
     struct remus_checkpoint committed_cp; /* lock: of `committed` */
     struct remus_checkpoint applied_cp; /* lock: of `applied` */
     uint64_t cost;            /* lock: credit spent in this session */
+    struct remus_measured measured[REMUS_MEASURED_KEPT]; /* lock: ring */
+    uint64_t measured_end;    /* lock: how many there ever were */
+    uint64_t measured_told;   /* lock: of them, the primary knows */
     struct remus_status stats; /* lock: the counters in it */
 
     struct remus_backup_net *net; /* NULL until served */
@@ -191,6 +198,9 @@ int remus_backup_commit_record(remus_backup *b, uint64_t epoch,
 void remus_backup_note_commit(remus_backup *b, uint64_t epoch);
 /* Fields of ACK, APPLIED, PING as of now. */
 void remus_backup_progress(remus_backup *b, struct remus_record *r);
+/* Take what epochs came to that was not told yet, oldest first. */
+unsigned int remus_backup_untold(remus_backup *b, struct remus_measured *out,
+                                 unsigned int cap);
 /* Epoch objects with their memory (lock held). */
 struct remus_epoch *remus_epoch_take(remus_backup *b, uint64_t number);
 void remus_epoch_give(remus_backup *b, struct remus_epoch *e);

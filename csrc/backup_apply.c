@@ -43,10 +43,45 @@ static int sync_disks(remus_backup *b)
 
 /* ---- apply (apply_lock held) ------------------------------------------ */
 
+/* lock held */
+static void note_measured(remus_backup *b, const struct remus_epoch *e,
+                          uint64_t extents, uint64_t covered)
+{
+    struct remus_measured *m =
+        &b->measured[b->measured_end++ % REMUS_MEASURED_KEPT];
+    m->epoch = b->stats.measured_epoch = e->number;
+    m->extents = b->stats.epoch_extents = extents;
+    m->coalesced = b->stats.epoch_coalesced = e->extents.added - covered;
+}
+
+/*
+ * Sweep the epochs up to `target`, each by itself, and note what they came
+ * to.  Not under `lock`: records of the next epoch come in meanwhile.
+ */
+static void measure(remus_backup *b, uint64_t target)
+{
+    for (size_t i = 0;; i++) {
+        uint64_t covered = 0, extents = 0;
+        pthread_mutex_lock(&b->lock);
+        struct remus_epoch *e = i < b->epoch_count ? b->epochs[i] : NULL;
+        pthread_mutex_unlock(&b->lock);
+        if (!e || e->number > target)
+            return;
+        /* Out of memory: one number less in the statistics. */
+        if (remus_extents_measure(&e->extents, &covered, &extents) ||
+            !extents)
+            continue;
+        pthread_mutex_lock(&b->lock);
+        note_measured(b, e, extents, covered);
+        pthread_mutex_unlock(&b->lock);
+    }
+}
+
 /* Collect the extents of epochs up to `target` into b->merge. */
 static int collect(remus_backup *b, uint64_t target)
 {
     int err = 0;
+    measure(b, target);
     remus_extents_clear(&b->merge);
     pthread_mutex_lock(&b->lock);
     for (size_t i = 0; !err && i < b->epoch_count; i++) {

@@ -419,6 +419,19 @@ int remus_backup_commit_record(remus_backup *b, uint64_t epoch,
     return final ? remus_backup_failed(b, err) : err;
 }
 
+unsigned int remus_backup_untold(remus_backup *b, struct remus_measured *out,
+                                 unsigned int cap)
+{
+    unsigned int n = 0;
+    pthread_mutex_lock(&b->lock);
+    if (b->measured_end - b->measured_told > REMUS_MEASURED_KEPT)
+        b->measured_told = b->measured_end - REMUS_MEASURED_KEPT;
+    while (n < cap && b->measured_told < b->measured_end)
+        out[n++] = b->measured[b->measured_told++ % REMUS_MEASURED_KEPT];
+    pthread_mutex_unlock(&b->lock);
+    return n;
+}
+
 void remus_backup_progress(remus_backup *b, struct remus_record *r)
 {
     pthread_mutex_lock(&b->lock);

@@ -47,6 +47,8 @@ struct remus_backup_net {
 
     pthread_mutex_t send_lock;
     int send_fd;                   /* send_lock: -1: none */
+    uint64_t greeted;              /* send_lock: session whose hello has its
+                                      answer; 0: none */
     size_t out_len;                /* send_lock */
     unsigned char out[OUT_BYTES];  /* send_lock */
     struct remus_record last_ping; /* acceptor thread */
@@ -71,6 +73,29 @@ static int flush_out(struct remus_backup_net *net)
     return 0;
 }
 
+/* send_lock held */
+static int send_locked(struct remus_backup_net *net,
+                       const unsigned char header[REMUS_REC_HEADER],
+                       const struct remus_record *r, const void *payload)
+{
+    int err = 0;
+    if (net->send_fd < 0) {
+        err = remus_fail(-ENOTCONN, "no primary connected");
+    } else if (net->out_len + REMUS_REC_HEADER + r->length > OUT_BYTES) {
+        err = remus_fail(-ENOBUFS, "the primary does not read our answers");
+    } else {
+        memcpy(net->out + net->out_len, header, REMUS_REC_HEADER);
+        if (r->length)
+            memcpy(net->out + net->out_len + REMUS_REC_HEADER, payload,
+                   r->length);
+        net->out_len += REMUS_REC_HEADER + r->length;
+        err = flush_out(net);
+        if (err)
+            remus_fail(err, "send: %s", remus_errno_text(err));
+    }
+    return err;
+}
+
 static int send_record(struct remus_backup_net *net, struct remus_record *r,
                        const void *payload)
 {
@@ -79,21 +104,10 @@ static int send_record(struct remus_backup_net *net, struct remus_record *r,
         r->length ? remus_crc32c(0, payload, r->length) : 0;
     remus_record_encode(r, header);
     pthread_mutex_lock(&net->send_lock);
-    int err = 0;
-    if (net->send_fd < 0) {
-        err = remus_fail(-ENOTCONN, "no primary connected");
-    } else if (net->out_len + sizeof header + r->length > OUT_BYTES) {
-        err = remus_fail(-ENOBUFS, "the primary does not read our answers");
-    } else {
-        memcpy(net->out + net->out_len, header, sizeof header);
-        if (r->length)
-            memcpy(net->out + net->out_len + sizeof header, payload,
-                   r->length);
-        net->out_len += sizeof header + r->length;
-        err = flush_out(net);
-        if (err)
-            remus_fail(err, "send: %s", remus_errno_text(err));
-    }
+    int err = send_locked(net, header, r, payload);
+    /* What other threads send unasked must not come before this answer. */
+    if (!err && r->type == REMUS_REC_HELLO_REPLY)
+        net->greeted = r->session;
     pthread_mutex_unlock(&net->send_lock);
     return err;
 }
@@ -113,10 +127,35 @@ static int send_progress(struct remus_backup_net *net, uint8_t type)
     return send_record(net, &r, NULL);
 }
 
+/* To the primary whose session it is about, and to nobody else. */
+static void send_measured(struct remus_backup_net *net)
+{
+    struct remus_measured m[REMUS_MEASURED_RECORD];
+    unsigned char out[REMUS_MEASURED_RECORD * REMUS_MEASURED_BYTES];
+    unsigned char header[REMUS_REC_HEADER];
+    unsigned int n;
+    while ((n = remus_backup_untold(net->b, m, REMUS_MEASURED_RECORD))) {
+        struct remus_record r = {0};
+        remus_backup_progress(net->b, &r);
+        r.type = REMUS_REC_APPLIED;
+        r.length = n * REMUS_MEASURED_BYTES;
+        for (unsigned int i = 0; i < n; i++)
+            remus_measured_encode(&m[i], out + i * REMUS_MEASURED_BYTES);
+        r.payload_crc = remus_crc32c(0, out, r.length);
+        remus_record_encode(&r, header);
+        pthread_mutex_lock(&net->send_lock);
+        /* One that can't be sent is a gap in statistics and no more. */
+        if (net->greeted == r.session)
+            send_locked(net, header, &r, out);
+        pthread_mutex_unlock(&net->send_lock);
+    }
+}
+
 static void set_send_fd(struct remus_backup_net *net, int fd)
 {
     pthread_mutex_lock(&net->send_lock);
     net->send_fd = fd;
+    net->greeted = 0;
     net->out_len = 0;
     pthread_mutex_unlock(&net->send_lock);
 }
@@ -467,6 +506,7 @@ static void apply_round(struct remus_backup_net *net, int now)
     pthread_mutex_unlock(&b->lock);
     if (failed || remus_backup_apply(b))
         return;
+    send_measured(net);
     pthread_mutex_lock(&b->lock);
     int idle = b->applied == before;
     int half = 2 * remus_journal_used(&b->journal) > b->journal.segments;

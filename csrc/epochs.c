@@ -79,18 +79,22 @@ void remus_epochs_add(remus_epochs *e, const struct remus_epoch_sample *s)
     remus_put(&words[REMUS_EW_ADDED], position + 1);
 }
 
-/* The sample of `epoch`, newest first; NULL if it is not there any more. */
-static remus_word *find(remus_epochs *e, uint64_t epoch)
+/*
+ * The sample of `epoch`, newest first; NULL if it is not there any more.
+ * *position: where.
+ */
+static remus_word *find(remus_epochs *e, uint64_t epoch, uint64_t *position)
 {
     uint64_t end = remus_own(&remus_epochs_words(e)[REMUS_EW_ADDED]);
     uint64_t kept = end < REMUS_EPOCHS_RING ? end : REMUS_EPOCHS_RING;
     for (uint64_t i = 1; i <= kept; i++) {
         remus_word *w = remus_epochs_slot(e, end - i);
         uint64_t there = remus_own(&w[REMUS_SW_EPOCH]);
+        *position = end - i;
         if (there == epoch)
             return w;
         if (there < epoch)
-            break; /* they rise */
+            break; /* they never fall */
     }
     return NULL;
 }
@@ -103,7 +107,8 @@ static int failed(const remus_word *w)
 void remus_epochs_committed(remus_epochs *e, uint64_t epoch,
                             uint64_t commit_ns)
 {
-    remus_word *w = e->writer ? find(e, epoch) : NULL;
+    uint64_t position;
+    remus_word *w = e->writer ? find(e, epoch, &position) : NULL;
     if (!w || remus_own(&w[REMUS_SW_COMMIT]))
         return;
     uint64_t time = commit_ns ? commit_ns : 1;
@@ -115,7 +120,8 @@ void remus_epochs_committed(remus_epochs *e, uint64_t epoch,
 void remus_epochs_measured(remus_epochs *e, uint64_t epoch, uint64_t extents,
                            uint64_t coalesced)
 {
-    remus_word *w = e->writer && extents ? find(e, epoch) : NULL;
+    uint64_t position;
+    remus_word *w = e->writer && extents ? find(e, epoch, &position) : NULL;
     if (!w || remus_own(&w[REMUS_SW_EXTENTS]))
         return;
     /* In this order: who sees the extents sees what belongs to them. */
@@ -147,6 +153,13 @@ static int read_slot(const remus_epochs *e, uint64_t position,
     s->result = (int32_t)(uint32_t)result;
     s->flags = (uint32_t)(result >> 32);
     return remus_own(&w[REMUS_SW_SEQUENCE]) == sequence;
+}
+
+int remus_epochs_find(remus_epochs *e, uint64_t epoch,
+                      struct remus_epoch_sample *out)
+{
+    uint64_t position;
+    return find(e, epoch, &position) && read_slot(e, position, out);
 }
 
 int remus_epochs_read(remus_epochs *e, uint64_t after,
@@ -258,6 +271,7 @@ int remus_epochs_summary(remus_epochs *e, int series,
     if (!l.count || l.min > l.max)
         return 0;
     out->count = l.count;
+    out->total = l.sum_high ? UINT64_MAX : l.sum_low;
     out->min = l.min;
     out->max = l.max;
     out->mean =

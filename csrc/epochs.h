@@ -172,6 +172,10 @@ static inline void remus_put_early(remus_word *word, uint64_t value)
     atomic_store_explicit(word, value, memory_order_relaxed);
 }
 
+/* The sample of `epoch`; 1, or 0 if it is not there.  Called by the writer. */
+int remus_epochs_find(remus_epochs *e, uint64_t epoch,
+                      struct remus_epoch_sample *out);
+
 /*
  * Buckets.  Values below 64 have one each; from there on every power of two
  * is divided into 64 of equal width, so a bucket is at most 1/64 of its

@@ -195,14 +195,19 @@ int remus_extents_join(struct remus_extents *x,
     return 0;
 }
 
-int remus_extents_bytes(struct remus_extents *x, uint64_t *bytes)
+int remus_extents_measure(struct remus_extents *x, uint64_t *bytes,
+                          uint64_t *ranges)
 {
     int err = remus_extents_sweep(x);
     if (err)
         return err;
-    *bytes = 0;
-    for (size_t i = 0; i < x->n; i++)
-        *bytes += x->v[i].length;
+    *bytes = *ranges = 0;
+    for (size_t i = 0; i < x->n; i++) {
+        const struct remus_extent *e = &x->v[i], *last = e - 1;
+        *bytes += e->length;
+        *ranges += !i || last->volume != e->volume ||
+                   last->offset + last->length != e->offset;
+    }
     return 0;
 }
 

@@ -40,8 +40,12 @@ int remus_extents_join(struct remus_extents *x,
                        const struct remus_extents *from);
 /* Make v[0..n) ordered by (volume, offset), disjoint, merged. */
 int remus_extents_sweep(struct remus_extents *x);
-/* Bytes covered (sweeps first); the rest of `added` was overwritten. */
-int remus_extents_bytes(struct remus_extents *x, uint64_t *bytes);
+/*
+ * What it holds (sweeps first): bytes covered, the rest of `added` was
+ * overwritten; and ranges of consecutive bytes, wherever their data lies.
+ */
+int remus_extents_measure(struct remus_extents *x, uint64_t *bytes,
+                          uint64_t *ranges);
 /* Forget all, keep the memory. */
 void remus_extents_clear(struct remus_extents *x);
 void remus_extents_free(struct remus_extents *x);

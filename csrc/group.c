@@ -459,7 +459,7 @@ int remus_group_commit(remus_group *g)
         uint64_t now = remus_group_now();
         if (answer < 0)
             remus_group_failed(d, REMUS_PHASE_COMMIT, answer);
-        else
+        else if (d->stats)
             remus_epochs_committed(d->stats, epoch, now - before);
         before = now;
     }

@@ -19,6 +19,8 @@
 #include "primary.h"
 #include "remus.h"
 
+#define REMUS_GROUP_PAST 64u /* epochs whose extents may still come */
+
 enum remus_group_state {
     REMUS_GROUP_NEW,     /* devices are being added */
     REMUS_GROUP_READY,   /* started, or the newest epoch is safe */
@@ -57,7 +59,9 @@ struct remus_group_device {
     int failed;                   /* first error of the newest epoch; 0 */
     uint64_t start_ns;            /* its postsuspend was called */
     uint64_t counted_epoch;       /* newest one in `stats` */
-    remus_epochs *stats;          /* constant after start; written: lock */
+    uint64_t past[REMUS_GROUP_PAST]; /* by the group's numbers; 0 none */
+    remus_epochs *stats;          /* constant after start; written: lock;
+                                     NULL: a primary, which has its own */
     struct remus_device_result r; /* name: constant after start */
 };
 
@@ -87,6 +91,7 @@ struct remus_group {
     int quit;                           /* threads shall end */
     uint64_t number;                    /* of the newest epoch, from 1 */
     uint64_t complete;                  /* newest one safe on all; 0 none */
+    uint64_t measured;                  /* oldest number without extents */
     uint64_t start_ns, barrier_ns;      /* of the newest postsuspend */
     int open_sample;                    /* the newest is not in `stats` yet */
     remus_epochs *stats;         /* constant after start; written: lock */

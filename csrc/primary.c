@@ -71,6 +71,8 @@ struct remus_slot *remus_primary_close_epoch(remus_primary *p,
     p->next_number++;
     p->spent += cost;
     p->epoch_records = 0;
+    p->closed_bytes = p->epoch_bytes;
+    p->epoch_bytes = 0;
     p->stats.epochs++;
     p->stats.records++;
     p->stats.ioctl_driven = (flags & REMUS_CP_IOCTL) != 0;
@@ -130,6 +132,7 @@ int remus_primary_barrier(remus_primary *p, const void *tag, size_t tag_len,
     struct remus_record r;
     struct remus_slot *slot = NULL;
     int empty = 0;
+    uint64_t start = p->io->now_ns(p->io);
     pthread_mutex_lock(&p->lock);
     int err = 0;
     if (need_protected)
@@ -138,11 +141,16 @@ int remus_primary_barrier(remus_primary *p, const void *tag, size_t tag_len,
         err = -EPROTO;
     if (!err)
         slot = remus_primary_close_epoch(p, &r, flags, tag_len, &empty, &err);
+    int timed = slot && !(flags & REMUS_CP_DISK_ONLY);
+    if (timed)
+        remus_primary_epoch_closed(p, r.epoch, start);
     pthread_mutex_unlock(&p->lock);
     if (err)
         return err;
     *epoch = r.epoch;
     remus_primary_send_now(p, slot, &r, tag);
+    if (timed)
+        remus_primary_epoch_sent(p, r.epoch);
     return empty;
 }
 
@@ -170,6 +178,7 @@ int remus_primary_commit(remus_primary *p, uint64_t epoch)
     struct remus_record r;
     struct remus_slot *slot = NULL;
     int err = 0;
+    uint64_t start = p->io->now_ns(p->io);
     pthread_mutex_lock(&p->lock);
     if (epoch > p->acked || epoch < p->first_epoch || !p->first_epoch)
         err = remus_fail(-EINVAL,
@@ -179,8 +188,10 @@ int remus_primary_commit(remus_primary *p, uint64_t epoch)
     else
         slot = remus_primary_reserve_commit(p, &r, epoch, &err);
     pthread_mutex_unlock(&p->lock);
-    if (slot)
+    if (slot) {
         remus_primary_send_now(p, slot, &r, NULL);
+        remus_primary_epoch_committed(p, epoch, start);
+    }
     return err;
 }
 
@@ -385,6 +396,10 @@ int remus_primary_open_io(const struct remus_primary_config *config,
     err = init(p, config);
     if (!err)
         err = open_disks(p, config);
+    /* Who has the state directory is the one writer of a file in it. */
+    if (!err)
+        err = remus_epochs_create(config->epochs_file, config->resource,
+                                  &p->epochs);
     if (!err)
         err = start_threads(p);
     if (err) {
@@ -471,6 +486,7 @@ static void free_primary(remus_primary *p)
     }
     if (p->queue.slots || p->queue.ring)
         remus_sendq_free(&p->queue);
+    remus_epochs_close(p->epochs);
     remus_input_free(&p->input);
     if (p->wake >= 0)
         close(p->wake);

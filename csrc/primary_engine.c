@@ -165,7 +165,7 @@ static void start_stream(remus_primary *p, int fd, uint64_t session,
     p->spent = 0;
     p->journaled = 0;
     p->resync_step = 0;
-    p->epoch_records = 0;
+    p->epoch_records = p->epoch_bytes = 0;
     /* A close that began meanwhile wins. */
     p->stats.connected = p->streaming = !p->stopping;
     p->stats.link_changed_ns = p->last_rx_ns = now_ns(p);

@@ -8,6 +8,7 @@
  *   primary_engine.c  connecting, first copy, watching
  *   primary_ioctl.c   the node's ioctls: one barrier for all volumes
  *   primary_state.c   epoch numbers that survive the process
+ *   primary_epochs.c  statistics: what an epoch took and came to
  *   sendq.c           the queue between writers and socket
  *
  * Locks, in the order in which they may be taken:
@@ -91,8 +92,23 @@ struct remus_waiter {
     struct remus_waiter *next;    /* lock */
 };
 
+/* An epoch on its way into the statistics.  Guard: lock. */
+struct remus_timed {
+    uint64_t epoch;
+    uint64_t bytes;
+    uint64_t start_ns;  /* postsuspend began */
+    uint64_t sent_ns;   /* ... and ended; 0: not yet */
+    uint64_t acked_ns;  /* the ack came, or the loss; 0: not yet */
+    int result;
+};
+
+/* More than can be without an ack: some may be acked before the call that
+ * sent them has returned. */
+#define REMUS_TIMED_MAX (2u * REMUS_UNACKED_MAX)
+
 struct remus_primary {
     remus_io *io;                 /* constant */
+    remus_epochs *epochs;         /* constant; written with lock held */
     char *resource;               /* constant */
     char *state_dir;              /* constant */
     struct remus_address address; /* constant */
@@ -128,6 +144,10 @@ struct remus_primary {
     uint64_t spent, credit, reserve; /* journal cost in this session */
     uint64_t open_epoch;          /* epoch of the next write */
     uint64_t epoch_records;       /* counted records in it */
+    uint64_t epoch_bytes;         /* written and zeroed in it */
+    uint64_t closed_bytes;        /* ... in the epoch before */
+    struct remus_timed timed[REMUS_TIMED_MAX]; /* ring */
+    uint64_t timed_start, timed_end; /* positions in it, ever rising */
     uint64_t first_epoch;         /* first one with a barrier */
     uint64_t barrier_epoch;       /* newest one with a barrier */
     uint64_t acked, stable, applied, committed;
@@ -224,6 +244,25 @@ void remus_primary_answer(remus_primary *p, struct remus_waiter *w,
 /* End the waits whose time is over (lock held, given up meanwhile); returns
  * ms, or less if a deadline comes sooner. */
 int remus_primary_expire_waiters(remus_primary *p, int ms);
+
+/* primary_epochs.c */
+/* Its barrier was just reserved by a toolstack's call that began at
+ * `start_ns` (lock held). */
+void remus_primary_epoch_closed(remus_primary *p, uint64_t epoch,
+                                uint64_t start_ns);
+/* That call ends (no lock held). */
+void remus_primary_epoch_sent(remus_primary *p, uint64_t epoch);
+/* p->acked has grown (lock held). */
+void remus_primary_epochs_acked(remus_primary *p);
+/* No further ack comes in this session (lock held). */
+void remus_primary_epochs_lost(remus_primary *p);
+/* A commit that began at `start_ns` ends (no lock held). */
+void remus_primary_epoch_committed(remus_primary *p, uint64_t epoch,
+                                   uint64_t start_ns);
+/* Payload of APPLIED.  0, or -EBADMSG with a text. */
+int remus_primary_epochs_measured(remus_primary *p,
+                                  const unsigned char *payload,
+                                  uint32_t length);
 
 /* primary_state.c */
 /* Load or make state_dir/primary.state; the first free epoch number. */

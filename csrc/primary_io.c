@@ -130,6 +130,7 @@ static int queue_range(remus_primary *p, struct remus_request *q, int first)
             r.epoch = p->open_epoch;
             r.number = p->next_number++;
             p->epoch_records++;
+            p->epoch_bytes += n;
             p->spent += cost;
         }
         p->stats.records++;

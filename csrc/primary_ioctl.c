@@ -20,6 +20,7 @@ int remus_primary_ioctl_send(remus_primary *p, unsigned int volume,
     struct remus_record commit, barrier;
     struct remus_slot *first = NULL, *second = NULL;
     int empty = 0;
+    uint64_t start = p->io->now_ns(p->io);
     pthread_mutex_lock(&p->lock);
     int err = remus_primary_check_protected(p);
     int join = !err && p->node_barrier && v->joined != p->node_barrier;
@@ -34,6 +35,7 @@ int remus_primary_ioctl_send(remus_primary *p, unsigned int volume,
         second = remus_primary_close_epoch(p, &barrier, REMUS_CP_IOCTL,
                                            (size_t)len, &empty, &err);
         if (second) {
+            remus_primary_epoch_closed(p, barrier.epoch, start);
             p->node_barrier = v->joined = barrier.epoch;
             p->node_empty = empty;
         }
@@ -41,10 +43,12 @@ int remus_primary_ioctl_send(remus_primary *p, unsigned int volume,
     pthread_mutex_unlock(&p->lock);
     if (first)
         remus_sendq_publish_quietly(&p->queue, first, &commit, NULL);
-    if (second)
+    if (second) {
         remus_primary_send_now(p, second, &barrier, text);
-    else if (first)
+        remus_primary_epoch_sent(p, barrier.epoch);
+    } else if (first) {
         remus_sendq_wake(&p->queue);
+    }
     return err ? -EPROTO : empty;
 }
 
@@ -53,12 +57,15 @@ int remus_primary_ioctl_commit(remus_primary *p, unsigned int volume)
     (void)volume;
     struct remus_record r;
     int err = 0;
+    uint64_t start = p->io->now_ns(p->io);
     pthread_mutex_lock(&p->lock);
     struct remus_slot *slot =
         remus_primary_reserve_commit(p, &r, p->acked, &err);
     pthread_mutex_unlock(&p->lock);
-    if (slot)
+    if (slot) {
         remus_primary_send_now(p, slot, &r, NULL);
+        remus_primary_epoch_committed(p, r.epoch, start);
+    }
     return err ? -EPROTO : 0;
 }
 

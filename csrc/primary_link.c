@@ -49,6 +49,7 @@ void remus_primary_link_lost(remus_primary *p, const char *format, ...)
                                       : REMUS_STATE_UNPROTECTED,
                                 text);
         shutdown(p->fd, SHUT_RDWR);
+        remus_primary_epochs_lost(p);
         w = remus_primary_take_waiters(p, UINT64_MAX);
         remus_primary_kick_parked(p);
         pthread_cond_broadcast(&p->changed);
@@ -84,6 +85,7 @@ static int on_progress(remus_primary *p, const struct remus_record *r)
     if (r->epoch > p->acked && r->epoch >= p->first_epoch &&
         p->first_epoch) {
         p->acked = r->epoch;
+        remus_primary_epochs_acked(p);
         w = remus_primary_take_waiters(p, p->acked);
     }
     if (r->offset > p->stable)
@@ -103,9 +105,13 @@ static int on_progress(remus_primary *p, const struct remus_record *r)
 static int handle(remus_primary *p, const struct remus_record *r,
                   const unsigned char *payload)
 {
+    int err;
     switch (r->type) {
-    case REMUS_REC_ACK:
     case REMUS_REC_APPLIED:
+        err = on_progress(p, r);
+        return err ? err
+                   : remus_primary_epochs_measured(p, payload, r->length);
+    case REMUS_REC_ACK:
     case REMUS_REC_PING:
         return on_progress(p, r);
     case REMUS_REC_RESYNC:

@@ -174,3 +174,19 @@ int remus_hello_reply_decode(const unsigned char *in, size_t len,
                           h->max_payload);
     return 0;
 }
+
+void remus_measured_encode(const struct remus_measured *m,
+                           unsigned char out[REMUS_MEASURED_BYTES])
+{
+    remus_put64(out, m->epoch);
+    remus_put64(out + 8, m->extents);
+    remus_put64(out + 16, m->coalesced);
+}
+
+void remus_measured_decode(const unsigned char in[REMUS_MEASURED_BYTES],
+                           struct remus_measured *m)
+{
+    m->epoch = remus_get64(in);
+    m->extents = remus_get64(in + 8);
+    m->coalesced = remus_get64(in + 16);
+}

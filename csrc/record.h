@@ -29,6 +29,9 @@
  * ACK, APPLIED and PING (backup to primary) carry: epoch = newest acked,
  * offset = newest stable, range = credit (journal cost the primary may have
  * spent in this session), number = newest counted record seen.
+ *
+ * APPLIED may have a payload: what epochs came to, 24 bytes each (struct
+ * remus_measured).  It is not in ACK: an ack carries nothing that can wait.
  */
 #ifndef REMUS_RECORD_H
 #define REMUS_RECORD_H
@@ -133,6 +136,21 @@ struct remus_hello_reply {
     uint64_t reserve;       /* credit beyond the limit, for barriers */
     unsigned char generation[REMUS_ID_BYTES];
 };
+
+/* What an epoch came to, found out by the backup when it applied it. */
+struct remus_measured {
+    uint64_t epoch;
+    uint64_t extents;   /* ranges of consecutive bytes, > 0 */
+    uint64_t coalesced; /* bytes overwritten within the epoch */
+};
+
+#define REMUS_MEASURED_BYTES 24u
+#define REMUS_MEASURED_RECORD 64u /* epochs in one record, at most */
+
+void remus_measured_encode(const struct remus_measured *m,
+                           unsigned char out[REMUS_MEASURED_BYTES]);
+void remus_measured_decode(const unsigned char in[REMUS_MEASURED_BYTES],
+                           struct remus_measured *m);
 
 #define REMUS_HELLO_FIXED 96u
 #define REMUS_HELLO_VOLUME 72u

@@ -120,7 +120,9 @@ struct remus_status {
     uint64_t epochs;            /* barriers sent / received */
     uint64_t bytes_written;     /* bytes of writes replicated */
     uint64_t bytes_zeroed;      /* bytes of discards replicated */
-    uint64_t bytes_coalesced;   /* backup: bytes overwritten before apply */
+    uint64_t bytes_coalesced;   /* backup: bytes overwritten before apply;
+                                   primary: those within one epoch, as far
+                                   as the backup has told */
     uint64_t bytes_applied;     /* backup: bytes written into its disks */
     uint64_t records;           /* stream records sent / received */
     uint64_t queue_bytes;       /* primary: bytes waiting to be sent */
@@ -132,6 +134,11 @@ struct remus_status {
     uint64_t resync_done;       /* bytes of the first copy that are sent */
     uint64_t resync_total;      /* bytes of the first copy */
     uint64_t link_changed_ns;   /* when `connected` last changed */
+    uint64_t measured_epoch;    /* newest epoch of which the next two are
+                                   known: the backup finds them out when it
+                                   applies it, and tells the primary */
+    uint64_t epoch_extents;     /* ranges of bytes that it holds */
+    uint64_t epoch_coalesced;   /* bytes overwritten within it */
 };
 
 /* A checkpoint that a backup can be promoted to. */
@@ -291,6 +298,9 @@ struct remus_primary_config {
     uint32_t stall_ms;          /* a write that waited so long ends
                                    replication; 0: 10000 */
     uint32_t connect_ms;        /* pause between first connects; 0: 250 */
+    const char *epochs_file;    /* where other processes find the epoch
+                                   statistics (remus_epochs_create); NULL:
+                                   they are kept for this process only */
 };
 
 /*
@@ -504,8 +514,8 @@ typedef struct remus_epochs remus_epochs;
 #define REMUS_EPOCHS_BUCKETS 3776 /* buckets of a histogram, at most */
 
 /*
- * One epoch.  Times are nanoseconds.  `epoch` must rise from one sample to
- * the next.
+ * One epoch.  Times are nanoseconds.  `epoch` must never fall from one
+ * sample to the next.
  */
 struct remus_epoch_sample {
     uint64_t epoch;      /* its number (of a group: a running number) */
@@ -556,6 +566,7 @@ struct remus_series_summary {
     uint64_t p90;
     uint64_t p99;
     uint64_t p999;
+    uint64_t total; /* sum of all values; UINT64_MAX if it is larger */
 };
 
 /* One bucket of a histogram: values from `low` to `high`, both included. */
@@ -613,8 +624,8 @@ REMUS_API void remus_epochs_add(remus_epochs *e,
 
 /*
  * The epoch was committed, and that took `commit_ns` (0 counts as 1).
- * Called by the writer, at any time after remus_epochs_add(); looks for the
- * sample from the newest on, through the ring at most.  A no-op if it is not
+ * Called by the writer, at any time after remus_epochs_add(); looks for its
+ * newest sample from the newest of all on, through the ring at most.  A no-op if it is not
  * in the ring any more, or has a commit already.
  */
 REMUS_API void remus_epochs_committed(remus_epochs *e, uint64_t epoch,
@@ -754,9 +765,11 @@ REMUS_API int remus_group_record(remus_group *g, const char *path);
 
 /*
  * The statistics of the group (`device` -1; an epoch's number is then a
- * running one, from 1) or of one device.  An epoch is added when preresume
- * has succeeded, or when the next postsuspend shows that it never did.  The
- * handle is the group's: only read from it, and not after close.  NULL:
+ * running one, from 1) or of one device; those of a primary are its own
+ * (remus_primary_epochs).  An epoch is added when preresume has succeeded, or
+ * when the next postsuspend shows that it never did.  Bytes, extents and
+ * coalesced bytes are those of the group's primaries.  The handle is the
+ * group's (the primary's): only read from it, and not after close.  NULL:
  * before start, or no such device.
  */
 REMUS_API remus_epochs *remus_group_statistics(remus_group *g, int device);
@@ -841,6 +854,27 @@ REMUS_API void remus_group_stop(remus_group *g);
 
 /* remus_group_stop(), and free the handle.  NULL is allowed. */
 REMUS_API void remus_group_close(remus_group *g);
+
+/*
+ * The statistics of the epochs that a toolstack closed on this primary, by a
+ * call or by ioctl 20 (not of those that the engine takes by itself).  An
+ * epoch is added when its ack has come, or failed (-EPROTO) when the link is
+ * lost.  Its ack is timed as it arrives, whoever waits for it and how long.
+ * An ioctl 20 that commits the epoch before leaves that one's commit_ns 0.
+ * For reading, until remus_primary_close(); not to be closed by the caller.
+ * Never blocks.
+ */
+REMUS_API remus_epochs *remus_primary_epochs(remus_primary *p);
+
+/*
+ * One epoch out of these statistics, for who keeps statistics of several
+ * devices together: `bytes` is known when preresume returns, `extents` and
+ * `coalesced` some time after the commit.  Never blocks.  Returns 1; 0 if
+ * it is not there (not acked yet, or one of the engine's own, or more than
+ * REMUS_EPOCHS_RING epochs ago).
+ */
+REMUS_API int remus_primary_epoch(remus_primary *p, uint64_t epoch,
+                                  struct remus_epoch_sample *out);
 
 /* cffi:end */
 

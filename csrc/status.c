@@ -155,6 +155,9 @@ int remus_status_format(const struct remus_status *s, int json, char *buf,
     put_number(&o, "resync_done", s->resync_done);
     put_number(&o, "resync_total", s->resync_total);
     put_number(&o, "link_changed_ns", s->link_changed_ns);
+    put_number(&o, "measured_epoch", s->measured_epoch);
+    put_number(&o, "epoch_extents", s->epoch_extents);
+    put_number(&o, "epoch_coalesced", s->epoch_coalesced);
     if (json)
         put(&o, "\n}\n");
     if (o.used >= cap)

@@ -6,6 +6,7 @@
 - `CheckpointDevices`: the device layer, all disks of a guest in step;
   `AsyncCheckpointDevices`: the same for asyncio.
 - `Checkpointer`: the loop on top; `NullGuest`, `QmpGuest`: guests.
+- `EpochStatistics`: what epochs took, from any process.
 - `RemusError` and what is under it: everything that can go wrong.
 
 Importing starts no thread and needs only cffi.
@@ -17,6 +18,15 @@ from ._version import __version__
 from .checkpointer import Checkpointer, CheckpointStatistics, EpochStats, Guest
 from .devices import CheckpointDevice, CheckpointDevices, Subkind
 from .drbd import DrbdDisk
+from .epochs import (
+    EpochBatch,
+    EpochSample,
+    EpochStatistics,
+    EpochSummary,
+    HistogramBucket,
+    SeriesSummary,
+    StatisticsSource,
+)
 from .errors import (
     CheckpointCancelled,
     CheckpointTimeout,
@@ -62,9 +72,14 @@ __all__ = [
     "DeviceNotReady",
     "DeviceNotSupported",
     "DrbdDisk",
+    "EpochBatch",
+    "EpochSample",
+    "EpochStatistics",
     "EpochStats",
+    "EpochSummary",
     "Export",
     "Guest",
+    "HistogramBucket",
     "Node",
     "NotProtocolD",
     "NullGuest",
@@ -75,8 +90,10 @@ __all__ = [
     "RemusWarning",
     "ReplicaResource",
     "ReplicationLost",
+    "SeriesSummary",
     "State",
     "StateError",
+    "StatisticsSource",
     "Status",
     "Subkind",
     "Volume",

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from ._binding import ffi, last_error, lib, text
+from ._handle import Handle
+from .epochs import EpochStatistics
 from .errors import (
     DeviceErrors,
     PhaseError,
@@ -18,6 +22,7 @@ from .errors import (
 __all__ = ["DeviceGroup"]
 
 _OUT_OF_ORDER = (-errno.EBADFD, -errno.EINPROGRESS)
+_GROUPS_OWN = (errno.EBADFD, errno.EINPROGRESS, errno.EAGAIN)
 
 
 class _Own:
@@ -48,14 +53,18 @@ class _Own:
         self.ops = ops
 
     def failed(self, error: BaseException) -> int:
+        """Keep the exception; its number is for the statistics."""
         self.error = error
-        return -errno.EIO
+        number = getattr(error, "errno", None)
+        if not isinstance(number, int) or number <= 0 or number in _GROUPS_OWN:
+            number = errno.ETIMEDOUT if isinstance(error, TimeoutError) else errno.EIO
+        return -number
 
 
 @ffi.def_extern()  # type: ignore[untyped-decorator]
 def remus_py_postsuspend(opaque: Any, tag: Any, tag_len: int, epoch: Any) -> int:
     own: _Own = ffi.from_handle(opaque)
-    own.number = None
+    own.number = own.error = None
     try:
         own.number = own.post(own.group.tag)  # type: ignore[misc]
     except BaseException as error:
@@ -68,6 +77,7 @@ def remus_py_postsuspend(opaque: Any, tag: Any, tag_len: int, epoch: Any) -> int
 @ffi.def_extern()  # type: ignore[untyped-decorator]
 def remus_py_preresume(opaque: Any, epoch: int, timeout_ms: int) -> int:
     own: _Own = ffi.from_handle(opaque)
+    own.error = None
     try:
         own.pre(own.group.timeout_s)  # type: ignore[misc]
     except BaseException as error:
@@ -78,6 +88,7 @@ def remus_py_preresume(opaque: Any, epoch: int, timeout_ms: int) -> int:
 @ffi.def_extern()  # type: ignore[untyped-decorator]
 def remus_py_commit(opaque: Any, epoch: int) -> int:
     own: _Own = ffi.from_handle(opaque)
+    own.error = None
     try:
         own.commit()  # type: ignore[misc]
     except BaseException as error:
@@ -91,7 +102,7 @@ def remus_py_cancel(opaque: Any) -> None:
     own.stop()  # type: ignore[misc]
 
 
-class DeviceGroup:
+class DeviceGroup(Handle):
     """The C group of a session: made at setup, stopped at teardown.
 
     ``raw`` is freed when nobody refers to this object any more, so a thread
@@ -104,6 +115,8 @@ class DeviceGroup:
         if rc < 0:
             raise StateError(last_error(), errno=-rc, phase="setup")
         self.raw = ffi.gc(out[0], lib.remus_group_close)
+        super().__init__()
+        self._what = f"group {name}"
         self.tag: Any = None  # of the postsuspend under way
         self.timeout_s: float | None = None  # of the preresume under way
         self.why_stopped: str | None = None
@@ -145,6 +158,24 @@ class DeviceGroup:
         """Whether no call but a wait can block: a node's ioctl might."""
         return all(
             own is None and not device._may_block for device, own in self._members
+        )
+
+    @contextmanager
+    def _call(self) -> Iterator[Any]:
+        """Nothing to guard: it lives as long as somebody refers to it."""
+        yield self.raw
+
+    def epochs(self) -> EpochStatistics:
+        """The statistics of the whole group, for as long as they are kept."""
+        return EpochStatistics.of(lib.remus_group_statistics(self.raw, -1), self)
+
+    def device_epochs(self) -> tuple[EpochStatistics, ...]:
+        """The statistics of each device."""
+        return tuple(
+            EpochStatistics.of(lib.remus_group_statistics(self.raw, index), self)
+            if not hasattr(device, "primary")
+            else device.primary.epochs
+            for index, (device, _) in enumerate(self._members)
         )
 
     def stop(self, why: str | None = None) -> None:
@@ -203,7 +234,7 @@ class DeviceGroup:
     @staticmethod
     def _error(phase: str, result: Any, device: Any, own: _Own | None) -> BaseException:
         number = -result.error
-        if own is not None and number == errno.EIO and own.error is not None:
+        if own is not None and own.error is not None:
             error, own.error = own.error, None
             return error
         cls = class_for(number, phase, getattr(device, "_invalid", None))

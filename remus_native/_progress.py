@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a person sees: one live line on a terminal, sizes and times in words."""
+"""What a person sees: a live line or table, sizes and times in words."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, TextIO, TypeVar
 
 __all__ = [
     "LiveLine",
+    "LiveTable",
     "bytes_text",
     "quoted",
     "seconds_text",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+L = TypeVar("L", bound="LiveLine")
 
 
 class LiveLine:
@@ -40,7 +42,7 @@ class LiveLine:
         self._next = self._from
         self._drawn = False
 
-    def __enter__(self) -> LiveLine:
+    def __enter__(self: L) -> L:
         return self
 
     def __exit__(
@@ -77,6 +79,67 @@ class LiveLine:
         """Print a line that stays."""
         self.clear()
         print(text, file=self.stream, flush=True)
+
+
+class LiveTable(LiveLine):
+    """A `LiveLine` that is a table where the extra ``rich`` is installed.
+
+    Drawn four times a second at most, in the thread that calls `show`.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, delay_s: float = 1.0) -> None:
+        super().__init__(stream, delay_s=delay_s)
+        self._rich: Any = _rich_live(self.stream) if self.watched else None
+
+    def show(self, title: str, rows: list[tuple[str, str]]) -> None:
+        """Show ``rows``, if somebody watches and it is time."""
+        if not self.due():
+            return
+        if self._rich is None:
+            self.update(f"{title}: " + ", ".join(" ".join(row) for row in rows))
+            return
+        self._next = time.monotonic() + 0.25
+        if not self._drawn:
+            self._rich.start()
+            self._drawn = True
+        self._rich.update(_rich_table(title, rows), refresh=True)
+
+    def clear(self) -> None:
+        """Take it away."""
+        if self._rich is not None and self._drawn:
+            self._rich.stop()
+            self._drawn = False
+            self._next = 0.0
+        super().clear()
+
+
+def _rich_live(stream: TextIO) -> Any:
+    """A display of rich's that draws when told; None without rich."""
+    try:
+        from rich.console import Console
+        from rich.live import Live
+    except ImportError:
+        return None
+    console = Console(file=stream, highlight=False, soft_wrap=False)
+    # No thread of its own, and nothing is left on the screen.  Output of
+    # others stays theirs: ours goes to the terminal only.
+    return Live(
+        console=console,
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
+def _rich_table(title: str, rows: list[tuple[str, str]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(title), title_justify="left", show_header=False)
+    for name, value in rows:
+        drawn.add_row(Text(name), Text(value))
+    return drawn
 
 
 def with_progress(job: Callable[[], T], text: Callable[[], str]) -> T:

@@ -9,18 +9,22 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-from ._progress import LiveLine, seconds_text, table
-from ._serve import stop_signals
-from .checkpointer import Checkpointer, EpochStats
+from ._progress import LiveTable, bytes_text, seconds_text, table
+from ._serve import say, stop_signals
+from ._statistics import FILES, attached
+from .checkpointer import Checkpointer, percentile
 from .control import NotRunning
 from .devices import CheckpointDevices
 from .drbd import DrbdDisk
+from .epochs import EpochStatistics
+from .errors import RemusError
 from .guests import NullGuest, QmpGuest
 from .resource_file import ResourceFile
 
 __all__ = ["run"]
 
 HISTORY = 1 << 16  # checkpoints that the summary looks back on
+RECENT = 1000  # checkpoints that the live display looks back on
 
 
 def run(
@@ -47,16 +51,20 @@ def run(
         guest: NullGuest | QmpGuest = NullGuest()
         if qmp:
             guest = stack.enter_context(QmpGuest(qmp))
-        live = stack.enter_context(LiveLine())
+        live = stack.enter_context(LiveTable())
         # The context sets the devices up, whatever ends the loop.
         devices = stack.enter_context(CheckpointDevices(map(DrbdDisk, nodes)))
+        epochs = stack.enter_context(_statistics(resource))
+        traffic = _Traffic(resource, stack)
+        title = f"{resource.name}, a checkpoint every {seconds_text(interval_s)}"
         checkpointer = Checkpointer(
             devices,
             guest,
             interval_s=interval_s,
             timeout_s=timeout_s,
-            on_checkpoint=lambda stats: _show(live, checkpointer, stats),
+            on_checkpoint=lambda stats: _show(live, title, checkpointer, traffic),
             history=HISTORY,
+            epochs=epochs,
         )
         stack.enter_context(_stop_on_signal(checkpointer.stop))
         live.note(_opening(resource, interval_s, qmp))
@@ -64,8 +72,55 @@ def run(
             checkpointer.run(count=count, duration_s=duration_s)
         finally:
             live.clear()
-            print(_summary(checkpointer), flush=True)
+            print(_summary(checkpointer, traffic), flush=True)
     return 0
+
+
+def _statistics(resource: ResourceFile) -> EpochStatistics:
+    """Where ``status`` finds them; where that can't be, for us alone."""
+    path = os.path.join(resource.primary.state, FILES["run"])
+    try:
+        return EpochStatistics(resource.name, path=path)
+    except RemusError as error:
+        say(f"status will not show this run: {error}")
+        return EpochStatistics(resource.name)
+
+
+class _Traffic:
+    """What was replicated since the start, as the primary counts it.
+
+    A node tells nobody what an epoch holds; the primary's statistics do.
+    Without them (an older primary) nothing is said about it.
+    """
+
+    def __init__(self, resource: ResourceFile, stack: contextlib.ExitStack) -> None:
+        self._epochs: EpochStatistics | None = None
+        try:
+            self._epochs = attached(resource.primary.state, "primary")
+        except RemusError as error:
+            say(f"bytes are not counted: {error}")
+        if self._epochs is not None:
+            stack.enter_context(self._epochs)
+        self._before = self._now()
+
+    def _now(self) -> tuple[int, int, int]:
+        if self._epochs is None:
+            return 0, 0, 0
+        summary = self._epochs.summary()
+        return summary.bytes.total, summary.coalesced.total, summary.coalesced.count
+
+    def rows(self) -> list[tuple[str, str]]:
+        if self._epochs is None:
+            return []
+        data, coalesced, known = (
+            now - before for now, before in zip(self._now(), self._before, strict=True)
+        )
+        share = bytes_text(coalesced)
+        if data:
+            share += f" ({100 * coalesced // data} %)"
+        if not known:
+            share = "not known yet"
+        return [("replicated", bytes_text(data)), ("coalesced", share)]
 
 
 def _opening(resource: ResourceFile, interval_s: float, qmp: str | None) -> str:
@@ -81,30 +136,54 @@ def _opening(resource: ResourceFile, interval_s: float, qmp: str | None) -> str:
     )
 
 
-def _show(live: LiveLine, checkpointer: Checkpointer, stats: EpochStats) -> None:
-    if live.due():
-        recent = checkpointer.history[-40:]
-        mean = sum(each.pause_s for each in recent) / len(recent)
-        live.update(
-            f"checkpoint {stats.number}  pause {seconds_text(stats.pause_s)} "
-            f"(mean of {len(recent)}: {seconds_text(mean)})"
-        )
-
-
-def _summary(checkpointer: Checkpointer) -> str:
-    s = checkpointer.statistics()
-    if not s.checkpoints:
-        return "no checkpoint was taken"
+def _show(
+    live: LiveTable, title: str, checkpointer: Checkpointer, traffic: _Traffic
+) -> None:
+    if not live.due():
+        return
+    recent = checkpointer.history[-RECENT:]
+    pauses = [stats.pause_s for stats in recent]
+    waits = [stats.preresume_s for stats in recent]
     rows = [
-        ("checkpoints", f"{s.checkpoints}, {s.late} late for their interval"),
-        ("pause median", seconds_text(s.pause_median_s)),
-        ("pause p99", seconds_text(s.pause_p99_s)),
-        ("pause max", seconds_text(s.pause_max_s)),
-        ("wait for ack median", seconds_text(s.preresume_median_s)),
-        ("wait for ack p99", seconds_text(s.preresume_p99_s)),
+        ("checkpoints", str(recent[-1].number)),
+        ("pause", _quantiles(pauses)),
+        ("wait for ack", _quantiles(waits)),
+        *traffic.rows(),
+        ("errors", str(_errors(checkpointer))),
     ]
+    if recent[-1].number > len(recent):
+        rows.append(("times are of", f"the last {len(recent)} checkpoints"))
+    live.show(title, rows)
+
+
+def _quantiles(times: list[float]) -> str:
+    return (
+        f"p50 {seconds_text(percentile(times, 0.5))}, "
+        f"p99 {seconds_text(percentile(times, 0.99))}, "
+        f"max {seconds_text(max(times))}"
+    )
+
+
+def _errors(checkpointer: Checkpointer) -> int:
+    epochs = checkpointer.epochs
+    return 0 if epochs is None else epochs.summary().failed
+
+
+def _summary(checkpointer: Checkpointer, traffic: _Traffic) -> str:
+    s = checkpointer.statistics()
+    rows = [("checkpoints", f"{s.checkpoints}, {s.late} late for their interval")]
+    if s.checkpoints:
+        rows += [
+            ("pause median", seconds_text(s.pause_median_s)),
+            ("pause p99", seconds_text(s.pause_p99_s)),
+            ("pause max", seconds_text(s.pause_max_s)),
+            ("wait for ack median", seconds_text(s.preresume_median_s)),
+            ("wait for ack p99", seconds_text(s.preresume_p99_s)),
+        ]
     if s.kept < s.checkpoints:
         rows.append(("times are of", f"the last {s.kept} checkpoints"))
+    rows += traffic.rows()
+    rows.append(("errors", str(_errors(checkpointer))))
     if s.lost:
         rows.append(("lost", s.lost))
     return table(rows, indent="")

@@ -24,6 +24,7 @@ from typing import Any
 
 from ._binding import lib
 from ._progress import LiveLine, bytes_text, quoted, with_progress
+from ._statistics import FILES
 from .control import ControlServer
 from .errors import StateError
 from .replica import Backup, Checkpoint, Export, Primary, State, Status
@@ -192,6 +193,7 @@ def serve_primary(resource: ResourceFile) -> int:
             max_pause_ms=limits.max_pause_ms,
             loss_ms=limits.loss_ms,
             stall_ms=limits.stall_ms,
+            epochs_file=os.path.join(resource.primary.state, FILES["primary"]),
         )
         stack.callback(_close, primary, f"stopping the primary of {resource.name}")
         export = Export(primary, resource.primary.mount, nodes=nodes)

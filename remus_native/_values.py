@@ -97,6 +97,9 @@ class Status:
     resync_done: int
     resync_total: int
     link_changed_ns: int
+    measured_epoch: int
+    epoch_extents: int
+    epoch_coalesced: int
 
     def __str__(self) -> str:
         return f"{self.role} of {self.resource}: {self.state}: {self.reason}"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections import deque
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from .devices import CheckpointDevices
+from .epochs import EpochSample, EpochStatistics
 from .errors import ConfigError, DeviceErrors, PhaseError, ReplicationLost
-from .replica import Tag
+from .replica import ReplicaResource, Tag
 
 __all__ = ["CheckpointStatistics", "Checkpointer", "EpochStats", "Guest"]
 
@@ -74,6 +76,10 @@ def percentile(values: list[float], fraction: float) -> float:
     return ordered[rank - 1]
 
 
+def _ns(seconds: float) -> int:
+    return max(0, round(seconds * 1e9))
+
+
 class Checkpointer:
     """Takes checkpoints of a guest and its devices, one each ``interval_s``.
 
@@ -89,6 +95,11 @@ class Checkpointer:
     ``tag(number)`` names a checkpoint; by default its running number.
     ``on_checkpoint(stats)`` is called after each commit, in the loop's
     thread.
+    ``epochs`` are statistics of yours that the loop adds each checkpoint to,
+    for other threads and processes: ``barrier_ns`` is how long the devices'
+    postsuspend took, ``ack_ns`` how long their preresume waited.  Without
+    them the attribute `epochs` is what the devices keep by themselves, if
+    they do.
 
     `stop` may be called from any thread or from a signal handler.
     """
@@ -105,6 +116,7 @@ class Checkpointer:
         on_checkpoint: Callable[[EpochStats], None] | None = None,
         loss_callback: Callable[[ReplicationLost | DeviceErrors], None] | None = None,
         history: int = 4096,
+        epochs: EpochStatistics | None = None,
     ) -> None:
         if interval_s < 0:
             raise ConfigError(f"interval_s: {interval_s} is negative")
@@ -121,6 +133,7 @@ class Checkpointer:
         self._on_checkpoint = on_checkpoint
         self._loss_callback = loss_callback
         self._history: deque[EpochStats] = deque(maxlen=history)
+        self._epochs = epochs
         self._stop = threading.Event()
         self._number = 0
         self._late = 0
@@ -132,6 +145,13 @@ class Checkpointer:
     def history(self) -> tuple[EpochStats, ...]:
         """The newest checkpoints, oldest first."""
         return tuple(self._history)
+
+    @property
+    def epochs(self) -> EpochStatistics | None:
+        """Statistics in the form that others can read: see the class."""
+        if self._epochs is not None:
+            return self._epochs
+        return getattr(self.devices, "epochs", None)
 
     def stop(self) -> None:
         """End `run` after the checkpoint that is under way."""
@@ -147,6 +167,7 @@ class Checkpointer:
         number = self._number + 1
         tag = self._tag(number)
         start = clock()
+        suspended = closed = copied = 0.0
         resumed = False
         try:
             self.guest.suspend()
@@ -162,15 +183,30 @@ class Checkpointer:
             self.guest.resume()
             running = clock()
         except BaseException as error:
+            failed = clock()
             if not resumed:
                 self._resume_after(error)
+                if self._epochs is not None and suspended:
+                    self._add_failed(error, suspended, closed, copied, failed)
             raise
         self._number = number
+        if self._epochs is not None:
+            self._epochs.add(
+                EpochSample(
+                    number,
+                    start_ns=_ns(suspended),
+                    barrier_ns=_ns(closed - suspended),
+                    ack_ns=_ns(acked - copied),
+                    bytes=self._bytes_of(numbers),
+                )
+            )
         if self._wait_complete is not None:
             self._wait_complete()
         before = clock()
         self.devices.commit()
         end = clock()
+        if self._epochs is not None:
+            self._epochs.committed(number, _ns(end - before))
         stats = EpochStats(
             number=number,
             numbers=numbers,
@@ -188,6 +224,36 @@ class Checkpointer:
         if self._on_checkpoint is not None:
             self._on_checkpoint(stats)
         return stats
+
+    def _add_failed(
+        self,
+        error: BaseException,
+        suspended: float,
+        closed: float,
+        copied: float,
+        failed: float,
+    ) -> None:
+        """The checkpoint that ended in ``error``, as far as it came."""
+        assert self._epochs is not None
+        self._epochs.add(
+            EpochSample(
+                self._number + 1,
+                start_ns=_ns(suspended),
+                barrier_ns=_ns((closed or failed) - suspended),
+                ack_ns=_ns(failed - copied) if copied else 0,
+                errno=getattr(error, "errno", None) or errno.EIO,
+            )
+        )
+
+    def _bytes_of(self, numbers: tuple[int | None, ...]) -> int:
+        """What the epochs hold, of devices that know it."""
+        taking_part = [d for d in self.devices.devices if hasattr(d, "postsuspend")]
+        total = 0
+        for device, number in zip(taking_part, numbers, strict=False):
+            if isinstance(device, ReplicaResource) and number is not None:
+                sample = device.epoch(number)
+                total += 0 if sample is None else sample.bytes
+        return total
 
     def _resume_after(self, error: BaseException) -> None:
         """Never leave a guest suspended; the first error stays the error."""

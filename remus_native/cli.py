@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from . import _run as run
-from . import _serve, control
+from . import _serve, _statistics, control
 from ._progress import bytes_text, seconds_text, table, with_progress
 from ._version import __version__
 from .control import NotRunning
@@ -146,7 +146,9 @@ def _status_of(resource: ResourceFile, side: Side) -> dict[str, Any] | None:
     try:
         answer = control.call(resource.state(side), "status")
         running = True
-        if side == "backup":
+        if side == "primary":
+            answer["statistics"] = _statistics.of_state_dir(resource.primary.state)
+        else:
             answer["checkpoints"] = control.call(resource.backup.state, "checkpoints")
     except NotRunning:
         if side == "primary" or not _has_state(resource):
@@ -186,6 +188,8 @@ def _status_text(side: Side, status: dict[str, Any]) -> str:
         if status["state"] == State.CATCHING_UP and status["resync_total"]:
             done, total = status["resync_done"], status["resync_total"]
             rows.append(("copied", f"{bytes_text(done)} of {bytes_text(total)}"))
+        for who, summary in status["statistics"].items():
+            rows += _statistics.rows(who, summary)
     else:
         rows.append(
             (

@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from ._binding import ffi, lib, milliseconds
 from ._group import DeviceGroup
 from .drbd import DrbdDisk
+from .epochs import EpochStatistics
 from .errors import (
     DeviceErrors,
     DeviceNotSupported,
@@ -114,6 +115,7 @@ class CheckpointDevices:
         self._devices: list[Any] = []
         self._numbered = False  # a DRBD device takes only numbers as tags
         self._limit_s: float | None = None
+        self._epochs: EpochStatistics | None = None
         self.numbers: tuple[int | None, ...] = ()
         self._reset()
 
@@ -123,6 +125,20 @@ class CheckpointDevices:
         self._send: Callable[..., int] = _before_setup
         self._wait: Callable[..., int] = _before_setup
         self._tell: Callable[..., int] = _before_setup
+
+    @property
+    def epochs(self) -> EpochStatistics | None:
+        """The statistics of the epochs, of this or the last session.
+
+        Numbered from 1 in each session; bytes, extents and coalesced bytes
+        are known of replicas only.  None before the first setup.
+        """
+        return self._epochs
+
+    @property
+    def device_epochs(self) -> tuple[EpochStatistics, ...]:
+        """The statistics of each device, in order, while the session lasts."""
+        return () if self._group is None else self._group.device_epochs()
 
     @property
     def devices(self) -> tuple[Any, ...]:
@@ -170,6 +186,7 @@ class CheckpointDevices:
         self._tell = lib.remus_py_commit_held if quick else lib.remus_group_commit
         self._wait = lib.remus_group_preresume
         self._raw = group.raw
+        self._epochs = group.epochs()
 
     def _take(self, description: Any) -> Any:
         """A device for a description, set up."""

@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from .devices import CheckpointDevices, Subkind
+from .epochs import EpochStatistics
 from .errors import PhaseError, RemusError
 from .replica import Tag
 
@@ -109,6 +110,11 @@ class AsyncCheckpointDevices:
     def devices(self) -> tuple[Any, ...]:
         """The devices that are set up, in order."""
         return self._layer.devices
+
+    @property
+    def epochs(self) -> EpochStatistics | None:
+        """As `CheckpointDevices.epochs`."""
+        return self._layer.epochs
 
     @property
     def numbers(self) -> tuple[int | None, ...]:

@@ -8,14 +8,13 @@ puts a primary's volumes into the file system as FUSE nodes, and
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from ._binding import ffi, lib, milliseconds
+from ._handle import Handle
 from ._values import (
     ACKS,
     COMMIT_BY,
@@ -35,6 +34,7 @@ from ._values import (
     status_from,
     tls_off,
 )
+from .epochs import EpochSample, EpochStatistics, sample_from
 from .errors import (
     ConfigError,
     DeviceNotReady,
@@ -57,55 +57,6 @@ __all__ = [
     "Volume",
     "encode_tag",
 ]
-
-
-class _Handle:
-    """A C handle that is closed once, after the calls under way are done.
-
-    Closing while another thread is inside a call waits for that call: the C
-    library must not be left without its handle.  Calls after close raise.
-    """
-
-    _what = "handle"
-
-    def __init__(self) -> None:
-        self._cond = threading.Condition(threading.Lock())
-        self._calls = 0
-        self._raw: Any = None
-
-    def _enter(self) -> Any:
-        with self._cond:
-            if self._raw is None:
-                raise StateError(f"{self._what} is closed", errno=errno.EBADF)
-            self._calls += 1
-            return self._raw
-
-    def _leave(self) -> None:
-        with self._cond:
-            self._calls -= 1
-            if not self._calls:
-                self._cond.notify_all()
-
-    @contextmanager
-    def _call(self) -> Iterator[Any]:
-        raw = self._enter()
-        try:
-            yield raw
-        finally:
-            self._leave()
-
-    def _take(self) -> Any:
-        """The raw handle for the one who closes it; None if it was closed."""
-        with self._cond:
-            raw, self._raw = self._raw, None
-            while self._calls:
-                self._cond.wait()
-            return raw
-
-    @property
-    def closed(self) -> bool:
-        """True once close() was called."""
-        return self._raw is None
 
 
 class _Config:
@@ -144,7 +95,7 @@ class _Config:
         return raw
 
 
-class Primary(_Handle):
+class Primary(Handle):
     """The side where the guest runs: serves the disks and replicates them.
 
     Opening takes the local disks exclusively and returns at once; the engine
@@ -156,6 +107,8 @@ class Primary(_Handle):
     ``max_pause_ms``: the send queue holds at most what the link carries in
     this time.  ``loss_ms``: silence that means the backup is lost.
     ``stall_ms``: a write that waited so long for room ends replication.
+    ``epochs_file``: where other processes find `epochs`
+    (`EpochStatistics.attach`); None keeps them for this process.
 
     Raises `ConfigError` for bad settings, `StateError` (errno EBUSY) if
     another process has the state directory or a disk.
@@ -176,6 +129,7 @@ class Primary(_Handle):
         loss_ms: int = 0,
         stall_ms: int = 0,
         connect_ms: int = 0,
+        epochs_file: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         self._what = f"primary of {resource}"
@@ -191,6 +145,8 @@ class Primary(_Handle):
             ("connect_ms", connect_ms),
         ):
             setattr(raw, name, number(name, value, (1 << 32) - 1))
+        if epochs_file is not None:
+            raw.epochs_file = config.string("epochs_file", os.fspath(epochs_file))
         out = ffi.new("remus_primary **")
         rc = lib.remus_primary_open(raw, out)
         if rc < 0:
@@ -202,6 +158,8 @@ class Primary(_Handle):
         self._exports: list[Export] = []
         self._groups: list[Any] = []  # sessions that drive it in C
         self._raw = out[0]
+        self.epochs = EpochStatistics.of(lib.remus_primary_epochs(self._raw), self)
+        """The statistics of this primary's epochs, for reading."""
 
     def __enter__(self) -> Primary:
         return self
@@ -320,6 +278,18 @@ class Primary(_Handle):
             if rc < 0:
                 raise_for(rc, phase="commit", epoch=epoch, invalid=PhaseError)
 
+    def epoch(self, number: int) -> EpochSample | None:
+        """What is known of one epoch; None if that is nothing (any more).
+
+        Bytes are known when `preresume` returns, extents and coalesced bytes
+        some time after `commit`.  Epochs that the engine took by itself are
+        not among them.
+        """
+        out = ffi.new("struct remus_epoch_sample *")
+        with self._call() as raw:
+            found = lib.remus_primary_epoch(raw, number, out)
+        return sample_from(out) if found else None
+
     def status(self) -> Status:
         """State and counters now."""
         out = ffi.new("struct remus_status *")
@@ -344,7 +314,7 @@ class Primary(_Handle):
             lib.remus_primary_close(raw)
 
 
-class Backup(_Handle):
+class Backup(Handle):
     """The side that waits: journals every epoch, applies committed ones.
 
     Opening recovers what a crash left (blocks for disk I/O); `serve` then
@@ -463,7 +433,7 @@ class Backup(_Handle):
             lib.remus_backup_close(raw)
 
 
-class Export(_Handle):
+class Export(Handle):
     """A primary's volumes as files under ``mountpoint`` (FUSE).
 
     Each volume is a file of its size that answers the checkpoint ioctls;
@@ -611,6 +581,10 @@ class ReplicaResource:
                 phase="commit",
             )
         self.primary.commit(self._acked)
+
+    def epoch(self, number: int) -> EpochSample | None:
+        """What is known of one epoch; see `Primary.epoch`."""
+        return self.primary.epoch(number)
 
     def teardown(self) -> None:
         """End the session.  The primary stays open; it is its owner's."""

@@ -114,6 +114,70 @@ def running_crc(recs: list[Record]) -> int:
     return crc32c(b"".join(rec.wire_crc.to_bytes(4, "little") for rec in recs))
 
 
+def measured(payload: bytes) -> list[tuple[int, int, int]]:
+    """What epochs came to: number, ranges, bytes overwritten."""
+    return list(struct.iter_unpack("<QQQ", payload))
+
+
+EPOCHS = struct.Struct("<IIQ8IQQ16s64sI")
+SAMPLE = struct.Struct("<QQQQQQQQQiI")
+SERIES = ("barrier", "ack", "commit", "pause", "bytes", "extents", "coalesced")
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """A file of epoch statistics; samples as (epoch, ..., result, flags)."""
+
+    name: str
+    pid: int
+    created: int
+    boot: str
+    added: int
+    failed: int
+    closed: int
+    samples: list[tuple[int, ...]]
+    series: dict[str, tuple[int, int, int, int, dict[int, int]]]
+
+
+def bucket_low(bucket: int) -> int:
+    if bucket < 128:
+        return bucket
+    return (64 + bucket % 64) << (bucket // 64 - 1)
+
+
+def epochs(data: bytes) -> Epochs:
+    """A file that nobody writes to any more."""
+    (magic, version, size, slots, slot, count, buckets, ring, first, each, bits,
+     created, pid, boot, name, crc) = EPOCHS.unpack(data[: EPOCHS.size])  # fmt: skip
+    if magic != int.from_bytes(b"REME", "little") or version != 1:
+        raise Invalid("magic")
+    if crc != crc32c(data[:144]) or size != len(data) or bits != 6:
+        raise Invalid("header")
+    if (slots, slot, count, buckets) != (4096, 80, 7, 3776):
+        raise Invalid("sizes")
+    added, failed, closed = struct.unpack_from("<QQQ", data, 192)
+    samples = []
+    for position in range(max(0, added - slots), added):
+        fields = SAMPLE.unpack_from(data, ring + position % slots * slot)
+        if fields[0] == 2 * position + 2:
+            samples.append(fields[1:])
+    series = {}
+    for index, title in enumerate(SERIES):
+        at = first + index * each
+        sequence, n, least, most, low, high = struct.unpack_from("<6Q", data, at)
+        if sequence % 2:
+            raise Invalid("series")
+        counts = struct.unpack_from(f"<{buckets}Q", data, at + 64)
+        filled = {bucket_low(b): c for b, c in enumerate(counts) if c}
+        series[title] = (n, least, most, low + (high << 64), filled)
+    if any(data[first + count * each :]):
+        raise Invalid("tail")
+    return Epochs(
+        name.rstrip(b"\0").decode(), pid, created, boot.hex(), added, failed, closed,
+        samples, series,
+    )  # fmt: skip
+
+
 def superblock(data: bytes, resource: str) -> dict[str, int]:
     """The valid slot with the higher sequence."""
     best: dict[str, int] = {}

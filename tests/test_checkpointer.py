@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from typing import Any
@@ -13,7 +14,9 @@ from test_devices import Scripted
 from remus_native import (
     CheckpointDevices,
     Checkpointer,
+    CheckpointTimeout,
     ConfigError,
+    EpochStatistics,
     NullGuest,
     PhaseError,
     ReplicaResource,
@@ -208,3 +211,70 @@ def test_over_a_real_replica(make_pair):
     pair.primary.close()
     epoch = pair.backup.promote(tag=50)
     assert checkpointer.history[-1].numbers == (epoch,)
+
+
+def test_checkpoints_go_into_statistics_that_others_can_read():
+    with EpochStatistics("guest0") as epochs:
+        checkpointer, _, _, _ = make(epochs=epochs)
+        assert checkpointer.epochs is epochs
+        checkpointer.run(count=3)
+        samples = epochs.recent(10)
+        assert [s.epoch for s in samples] == [1, 2, 3]
+        for sample, stats in zip(samples, checkpointer.history, strict=True):
+            assert sample.barrier_ns == pytest.approx(stats.postsuspend_s * 1e9, abs=1)
+            assert sample.ack_ns == pytest.approx(stats.preresume_s * 1e9, abs=1)
+            assert sample.commit_ns == pytest.approx(stats.commit_s * 1e9, abs=1)
+            assert sample.errno is None
+            assert 0 < sample.start_ns <= time.monotonic_ns()
+
+
+@pytest.mark.parametrize(
+    ("phase", "error", "number"),
+    [
+        ("postsuspend", ReplicationLost("gone", errno=errno.EPROTO), errno.EPROTO),
+        ("preresume", CheckpointTimeout("late", errno=errno.ETIMEDOUT), 110),
+        ("preresume", ValueError("no errno"), errno.EIO),
+    ],
+)
+def test_a_failed_checkpoint_is_in_the_statistics(phase, error, number):
+    with EpochStatistics("guest0") as epochs:
+        checkpointer, guest, device, _ = make(epochs=epochs)
+        checkpointer.devices.setup()
+        checkpointer.once()
+        device.fail[phase] = error
+        with pytest.raises(type(error)):
+            checkpointer.once()
+        device.fail.clear()
+        guest.fail["suspend"] = OSError("no phase of a device was reached")
+        with pytest.raises(OSError, match="reached"):
+            checkpointer.once()
+        del guest.fail["suspend"]
+        checkpointer.once()
+        found = [(s.epoch, s.errno, s.commit_ns) for s in epochs.recent(10)]
+        assert [each[:2] for each in found] == [(1, None), (2, number), (2, None)]
+        assert found[0][2] and found[1][2] is None and found[2][2]
+        assert epochs.summary().failed == 1
+
+
+def test_what_the_devices_keep_themselves_is_found():
+    checkpointer, _, _, _ = make()
+    assert checkpointer.epochs is None
+    with checkpointer.devices as devices:
+        epochs = devices.epochs
+        assert checkpointer.epochs is epochs
+        checkpointer.run(count=1)
+        assert epochs.end == 1  # the layer has added it, and nobody else
+
+
+def test_the_bytes_of_a_replica_are_known(make_pair):
+    pair = make_pair()
+    with EpochStatistics("guest0") as epochs:
+        checkpointer = Checkpointer(
+            CheckpointDevices([ReplicaResource(pair.primary)]),
+            NullGuest(),
+            interval_s=0,
+            epochs=epochs,
+        )
+        pair.primary.pwrite(0, b"x" * 700, 0)
+        checkpointer.run(count=2)
+        assert [s.bytes for s in epochs.recent(2)] == [700, 0]

@@ -30,7 +30,14 @@ from remus_native import (
     ReplicationLost,
     StateError,
 )
-from remus_native._progress import LiveLine, bytes_text, quoted, seconds_text, table
+from remus_native._progress import (
+    LiveLine,
+    LiveTable,
+    bytes_text,
+    quoted,
+    seconds_text,
+    table,
+)
 from remus_native._serve import notify_systemd
 from remus_native.cli import main
 from remus_native.control import ControlServer, NotRunning, call, is_running
@@ -302,6 +309,47 @@ def test_live_line_is_silent_at_first_and_without_a_terminal() -> None:
             assert not live.due()
             live.update("nothing")
         assert stream.getvalue() == ""
+
+
+ROWS = [("checkpoints", "12"), ("pause", "p50 1 ms [not markup], max 2 ms")]
+
+
+def test_live_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    with LiveTable(stream, delay_s=0) as live:
+        live.show("guest0", ROWS)
+        live.show("not drawn: too soon", ROWS)
+        live.note("stays")
+        live.show("guest0 again", ROWS)
+    shown = stream.getvalue()
+    for words in ("guest0", "checkpoints", "p50 1 ms [not markup]", "guest0 again"):
+        assert words in shown
+    assert "too soon" not in shown and "stays\n" in shown
+    # The second one is drawn below what stays, and nothing is left of it.
+    assert shown.index("stays") < shown.index("guest0 again")
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 2  # the cursor
+    assert shown.rstrip().endswith("\x1b[2K")
+
+
+def test_live_table_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.setenv("COLUMNS", "200")
+    stream = Terminal()
+    with LiveTable(stream, delay_s=0) as live:
+        live.show("guest0", ROWS)
+    assert (
+        "guest0: checkpoints 12, pause p50 1 ms [not markup], max 2 ms"
+        in stream.getvalue()
+    )
+
+
+def test_live_table_is_silent_without_a_terminal() -> None:
+    stream = io.StringIO()
+    with LiveTable(stream, delay_s=0) as live:
+        live.show("guest0", ROWS)
+    assert stream.getvalue() == ""
 
 
 def test_words() -> None:
@@ -665,7 +713,12 @@ def test_run_takes_checkpoints_and_a_failover_follows(
     assert code == 0
     assert "a crash-consistent cut" in shown.err
     assert re.search(r"^checkpoints +20, \d+ late", shown.out, flags=re.M)
-    assert "pause median" in shown.out and "pause p99" in shown.out
+    for row in ("pause median", "pause p99", "pause max", "wait for ack p99"):
+        assert re.search(rf"^{row} +[\d.e+]+ m?s$", shown.out, flags=re.M), shown.out
+    assert re.search(r"^replicated +8\.0 KiB$", shown.out, flags=re.M)
+    assert re.search(r"^coalesced +(0 B|not known yet)", shown.out, flags=re.M)
+    assert re.search(r"^errors +0$", shown.out, flags=re.M)
+    check_statistics(host, capsys)
     primary.kill()
     primary.wait()
     wait_for(
@@ -676,6 +729,66 @@ def test_run_takes_checkpoints_and_a_failover_follows(
     answer = json.loads(capsys.readouterr().out)
     assert answer["tag"] == "20"
     assert host.same()
+
+
+def check_statistics(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `status` tells after 20 checkpoints of `run`, as both saw them."""
+    assert main(["status", "--side", "primary", "--json", str(host.file)]) == 0
+    status = json.loads(capsys.readouterr().out)["primary"]
+    mine, runs = status["statistics"]["primary"], status["statistics"]["run"]
+    assert (mine["epochs"], mine["failed"], mine["writing"]) == (20, 0, True)
+    assert (runs["epochs"], runs["failed"], runs["writing"]) == (20, 0, False)
+    assert mine["bytes"]["total"] == 8192 and runs["commit_ns"]["count"] == 20
+    for found in (mine, runs):
+        for name in ("barrier_ns", "ack_ns", "pause_ns"):
+            assert found[name]["count"] == 20
+            assert 0 < found[name]["p50"] <= found[name]["p99"] <= found[name]["max"]
+    # The ioctl and its answer take longer outside than inside.
+    assert runs["pause_ns"]["min"] > mine["barrier_ns"]["min"]
+    assert main(["status", "--side", "primary", str(host.file)]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^  primary's epochs +20, 0 failed$", text, flags=re.M)
+    assert re.search(r"^  run's epochs +20, 0 failed \(that run has ended\)", text,
+                     flags=re.M)  # fmt: skip
+    for row in ("pause", "barrier", "wait for ack"):
+        assert len(re.findall(rf"^    {row} +p50 .* max ", text, flags=re.M)) == 2
+    assert re.search(r"^    bytes +p50 .* in all 8\.0 KiB$", text, flags=re.M)
+    assert len(re.findall(r"^    commit +p50 ", text, flags=re.M)) in (1, 2)
+    # What can't be read does not stand in the way.
+    (host.folder / "p/epochs.run").write_bytes(b"not statistics")
+    assert main(["status", "--side", "primary", str(host.file)]) == 0
+    assert "14 bytes, expected 544768" in capsys.readouterr().out
+
+
+@pytest.mark.fuse
+def test_run_on_a_terminal_shows_what_it_does(host: Host) -> None:
+    host.start_backup()
+    start_primary(host)
+    master, slave = pty.openpty()
+    run = subprocess.Popen(
+        [sys.executable, "-m", "remus_native", "run", "--interval", "5ms",
+         str(host.file)],
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=slave,
+    )  # fmt: skip
+    os.close(slave)
+    try:
+        shown = b""
+        while b"wait for ack" not in shown or b"errors" not in shown:
+            shown += os.read(master, 4096)
+        for words in (b"guest0, a checkpoint every 5 ms", b"replicated", b"p99 "):
+            assert words in shown
+        assert main(["status", "--side", "primary", str(host.file)]) == 0
+        run.terminate()
+        out, _ = run.communicate(timeout=DEADLINE_S)
+    finally:
+        os.close(master)
+        run.kill()
+        run.wait()
+    assert run.returncode == 0
+    assert out.startswith(b"checkpoints ") and b"\x1b" not in out
 
 
 @pytest.mark.fuse
@@ -713,6 +826,8 @@ def test_run_says_that_the_backup_is_lost(host: Host) -> None:
     out, err = run.communicate(timeout=DEADLINE_S)
     assert run.returncode == 3, (out, err)
     assert "checkpoints" in out
+    assert re.search(r"^errors +1$", out, flags=re.M)
+    assert re.search(r"^lost ", out, flags=re.M)
     assert main(["status", "--side", "primary", str(host.file)]) == 3
 
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+import time
 import warnings
 from typing import Any
 
@@ -16,6 +18,7 @@ from remus_native import (
     CheckpointTimeout,
     DeviceErrors,
     DeviceNotSupported,
+    EpochStatistics,
     PhaseError,
     RemusWarning,
     ReplicaResource,
@@ -323,3 +326,60 @@ def test_the_layer_over_real_replicas(make_pair):
     pair.primary.close()
     assert pair.backup.promote(tag="9") == epoch
     assert pair.image("backup", 0) == pair.image("primary", 0)
+
+
+# ---- statistics ----------------------------------------------------------------
+
+
+def test_the_layer_keeps_statistics(make_pair, tmp_path):
+    pair = make_pair([65536])
+    (nic,), _, _ = make(1)
+    file = tmp_path / "epochs"
+    layer = CheckpointDevices(
+        [ReplicaResource(pair.primary), nic], statistics=str(file), name="guest0"
+    )
+    assert layer.epochs is None
+    nic.kind = "nic"
+    with layer:
+        for _ in range(5):
+            pair.primary.pwrite(0, bytes(1000), 0)
+            pair.primary.pwrite(0, bytes(1000), 500)
+            layer.postsuspend()
+            layer.preresume(10)
+            layer.commit()
+        nic.fail["preresume"] = ReplicationLost("lost", errno=errno.EPROTO)
+        layer.postsuspend()
+        with pytest.raises(ReplicationLost):
+            layer.preresume(10)
+        assert layer.epochs.end == 5  # its fate is open: preresume may be retried
+        of_replica, of_nic = layer.device_epochs
+        assert [s.epoch for s in of_nic.recent(9)] == [1, 2, 3, 4, 5]
+        numbers = [sample.epoch for sample in of_replica.recent(6)]
+        assert numbers == list(range(numbers[0], numbers[0] + 6))
+        with EpochStatistics.attach(file) as seen:
+            assert seen.source().name == "guest0"
+            assert seen.end == 5
+    samples = layer.epochs.recent(10)
+    assert [s.epoch for s in samples] == [1, 2, 3, 4, 5, 6]
+    assert [s.errno for s in samples] == [None] * 5 + [errno.EPROTO]
+    assert [s.bytes for s in samples] == [2000] * 5 + [0]
+    assert all(s.barrier_ns and s.ack_ns for s in samples)
+    assert [s.commit_ns is None for s in samples] == [False] * 5 + [True]
+    assert layer.epochs.summary().failed == 1
+    measured = [s for s in samples if s.extents is not None]
+    assert all((s.extents, s.coalesced) == (1, 500) for s in measured)
+
+
+def test_extents_reach_the_statistics_when_the_backup_has_told(make_pair):
+    pair = make_pair([65536])
+    with CheckpointDevices([ReplicaResource(pair.primary)]) as layer:
+        end = time.monotonic() + 20
+        while layer.epochs.summary().extents.count < 3:
+            assert time.monotonic() < end
+            pair.primary.pwrite(0, bytes(1000), 0)
+            pair.primary.pwrite(0, bytes(1000), 500)
+            layer.postsuspend()
+            layer.preresume(10)
+            layer.commit()
+        known = [s for s in layer.epochs.recent(4096) if s.extents is not None]
+        assert {(s.extents, s.coalesced) for s in known} == {(1, 500)}

@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
+import trio
 
-from remus_native import State, cli
+from remus_native import (
+    AsyncCheckpointDevices,
+    CheckpointDevices,
+    ReplicaResource,
+    State,
+    cli,
+)
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").iterdir())]
@@ -31,6 +40,31 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
             if name in names:
                 names[name].close()  # type: ignore[attr-defined]
     assert Path("b.img").read_bytes()[4096:4101] == b"hello"
+
+
+def test_the_device_layers_python_runs(make_pair, capsys):
+    page = (ROOT / "docs" / "device-layer.md").read_text()
+    first, loops, other = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    pair = make_pair()
+    exec(first, {"primary": pair.primary})
+    assert int(capsys.readouterr().out) > 0
+    names = {
+        "devices": [ReplicaResource(pair.primary)],
+        "AsyncCheckpointDevices": AsyncCheckpointDevices,
+        "CheckpointDevices": CheckpointDevices,
+        "trio": trio,
+    }
+    body = "async def main(devices):\n" + textwrap.indent(loops, "    ")
+    exec(body, names)
+    asyncio.run(names["main"](names["devices"]))  # type: ignore[operator]
+    start, wait = other.split("...\n")
+    exec(start, names)
+    body = "async def wait(layer):\n" + textwrap.indent(wait, "    ")
+    exec(body, names)
+    with names["layer"] as layer:  # type: ignore[attr-defined]
+        layer.postsuspend()
+        trio.run(names["wait"], layer)
+        layer.commit()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

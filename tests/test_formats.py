@@ -27,7 +27,7 @@ def hex_blocks() -> list[tuple[int, bytes]]:
 
 def example_file() -> tuple[bytes, bytes]:
     """The write on the wire, and the segment file put together."""
-    (_, wire), *rest = hex_blocks()
+    (_, wire), *rest, _ = hex_blocks()
     file = bytearray(65536)
     for at, data in rest:
         file[at : at + len(data)] = data
@@ -76,6 +76,15 @@ def test_the_example_decodes():
     assert [rec.number for rec in recs] == [41, 42, 43, 43]
     assert {rec.epoch for rec in recs} == {9}
     assert formats.record(wire + write.payload).wire_crc == write.wire_crc
+
+
+def test_the_news_of_an_applied_epoch_decodes():
+    *_, (at, data) = hex_blocks()
+    assert at == 0
+    news = formats.record(data)
+    assert (news.type, news.epoch, news.offset, news.number) == (8, 9, 9, 8)
+    assert len(data) == 64 + 24
+    assert formats.measured(news.payload) == [(9, 2, 0)]
 
 
 @pytest.mark.parametrize("at", [0, 5, 17, 41, 57, 63, 70])

@@ -120,6 +120,27 @@ def one_epoch(peer: Peer) -> int:
     return n + 2
 
 
+def test_the_primary_learns_what_an_epoch_came_to(peer: Peer) -> None:
+    n = one_epoch(peer)
+    recs = [
+        write(b"x" * 512, 0, 2, n),
+        write(b"y" * 100, 50, 2, n + 1),  # over it
+        write(b"z" * 50, 512, 2, n + 2),  # goes on where it ends
+        write(b"far", 40000, 2, n + 3),
+    ]
+    peer.socket.sendall(b"".join(recs))
+    peer.send(formats.BARRIER, **barrier(recs, 2, n + 4))
+    ack = peer.receive(8)
+    assert (ack.type, ack.epoch, ack.payload) == (formats.ACK, 2, b"")
+    peer.send(formats.COMMIT, epoch=2)
+    news: list[tuple[int, int, int]] = []
+    while len(news) < 2:
+        record = peer.receive()
+        assert record.type == 8
+        news += formats.measured(record.payload)
+    assert news == [(1, 1, 0), (2, 2, 100)]
+
+
 def test_the_page_is_enough_to_write_a_primary(backup, peer, tmp_path):
     one_epoch(peer)
     assert backup.status().state is State.PROTECTED

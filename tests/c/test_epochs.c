@@ -159,6 +159,7 @@ static void check_sums(void)
     }
     CHECK(remus_epochs_summary(e, REMUS_SERIES_BARRIER, &s));
     EXPECT(s.count == 5 && s.mean == UINT64_MAX - 3);
+    EXPECT(s.total == UINT64_MAX);
     EXPECT(s.min == UINT64_MAX - 5 && s.max == UINT64_MAX - 1);
     CHECK(remus_epochs_summary(e, REMUS_SERIES_PAUSE, &s));
     EXPECT(s.min == UINT64_MAX && s.mean == UINT64_MAX);

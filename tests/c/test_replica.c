@@ -70,11 +70,56 @@ static void run_writers(struct pair *t)
     pthread_join(checkpoints, NULL);
 }
 
+/* What the backup found out when it applied `epoch`, once it has told. */
+static struct remus_epoch_sample told(remus_primary *p, uint64_t epoch)
+{
+    struct remus_epoch_sample s = {0};
+    for (int i = 0; i < 20000; i++) {
+        EXPECT(remus_primary_epoch(p, epoch, &s) == 1);
+        if (s.extents)
+            break;
+        usleep(1000);
+    }
+    return s;
+}
+
+static void check_statistics(struct pair *t)
+{
+    static unsigned char block[4096];
+    struct remus_epoch_sample s;
+    struct remus_status status;
+    uint64_t epoch;
+    EXPECT(remus_primary_epoch(t->p, UINT64_MAX, &s) == 0);
+    pair_checkpoint(t); /* what the writers left */
+    CHECK(remus_primary_pwrite(t->p, 0, block, 4096, 8192));
+    CHECK(remus_primary_pwrite(t->p, 0, block, 1024, 9000)); /* over it */
+    CHECK(remus_primary_pwrite(t->p, 0, block, 512, 12288)); /* goes on */
+    CHECK(remus_primary_discard(t->p, 1, 65536, 2048));
+    EXPECT(remus_primary_postsuspend(t->p, NULL, 0, &epoch) == 0);
+    EXPECT(remus_primary_epoch(t->p, epoch + 1, &s) == 0);
+    CHECK(remus_primary_preresume(t->p, epoch, 20000));
+    EXPECT(remus_primary_epoch(t->p, epoch, &s) == 1);
+    EXPECT(s.bytes == 4096 + 1024 + 512 + 2048 && s.result == 0);
+    EXPECT(s.start_ns && s.barrier_ns && !s.commit_ns && !s.extents);
+    CHECK(remus_primary_commit(t->p, epoch));
+    s = told(t->p, epoch);
+    EXPECT(s.commit_ns && s.extents == 2 && s.coalesced == 1024);
+    CHECK(remus_primary_status(t->p, &status));
+    EXPECT(status.measured_epoch == epoch);
+    EXPECT(status.epoch_extents == 2 && status.epoch_coalesced == 1024);
+    CHECK(remus_backup_status(t->b, &status));
+    EXPECT(status.measured_epoch == epoch && status.epoch_extents == 2);
+    struct remus_epochs_info info;
+    CHECK(remus_epochs_info(remus_primary_epochs(t->p), &info));
+    EXPECT(info.added > 1 && !info.failed && !strcmp(info.name, "guest0"));
+}
+
 int main(void)
 {
     struct pair t;
     pair_open(&t, SIZE_A, SIZE_B, NULL);
     run_writers(&t);
+    check_statistics(&t);
     CHECK(remus_primary_pwrite(t.p, 1, "the end", 7, SIZE_B - 7));
     uint64_t epoch, after;
     EXPECT(remus_primary_postsuspend(t.p, "last", 4, &epoch) == 0);
