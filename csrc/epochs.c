@@ -11,7 +11,7 @@
 /* Attempts at a consistent look at a series before it is taken as it is. */
 #define LOOKS 64
 
-/* ---- the writer ------------------------------------------------------------ */
+/* ---- the writer ---------------------------------------------------------- */
 
 static uint64_t saturating(uint64_t a, uint64_t b)
 {
@@ -65,7 +65,8 @@ void remus_epochs_add(remus_epochs *e, const struct remus_epoch_sample *s)
         (uint64_t)s->flags << 32 | (uint32_t)s->result);
     remus_put(&w[REMUS_SW_SEQUENCE], 2 * position + 2);
     if (s->result) {
-        remus_put(&words[REMUS_EW_FAILED], remus_own(&words[REMUS_EW_FAILED]) + 1);
+        remus_put(&words[REMUS_EW_FAILED],
+                  remus_own(&words[REMUS_EW_FAILED]) + 1);
     } else {
         count(e, REMUS_SERIES_BARRIER, s->barrier_ns);
         count(e, REMUS_SERIES_ACK, s->ack_ns);
@@ -131,7 +132,7 @@ void remus_epochs_measured(remus_epochs *e, uint64_t epoch, uint64_t extents,
         count_measured(e, extents, coalesced);
 }
 
-/* ---- readers ---------------------------------------------------------------- */
+/* ---- readers ------------------------------------------------------------- */
 
 /* 1 if the sample of `position` is there and whole. */
 static int read_slot(const remus_epochs *e, uint64_t position,

@@ -39,7 +39,7 @@ typedef unsigned long long ull;
 #define MFD_NOEXEC_SEAL 8u
 #endif
 
-/* ---- the header ------------------------------------------------------------ */
+/* ---- the header ---------------------------------------------------------- */
 
 static int hex_digit(char c)
 {
@@ -127,7 +127,7 @@ static int check_header(const unsigned char *p, const char *path)
     return 0;
 }
 
-/* ---- create ------------------------------------------------------------------ */
+/* ---- create -------------------------------------------------------------- */
 
 static int map(remus_epochs *e, int writable)
 {
@@ -295,7 +295,7 @@ int remus_epochs_create(const char *path, const char *name,
     return 0;
 }
 
-/* ---- attach ------------------------------------------------------------------ */
+/* ---- attach -------------------------------------------------------------- */
 
 static int attach_fd(remus_epochs *e, const char *path)
 {
@@ -372,7 +372,7 @@ int remus_epochs_attach(const char *path, remus_epochs **out)
     return 0;
 }
 
-/* ---- info, close ------------------------------------------------------------- */
+/* ---- info, close --------------------------------------------------------- */
 
 int remus_epochs_info(remus_epochs *e, struct remus_epochs_info *out)
 {

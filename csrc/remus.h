@@ -625,8 +625,8 @@ REMUS_API void remus_epochs_add(remus_epochs *e,
 /*
  * The epoch was committed, and that took `commit_ns` (0 counts as 1).
  * Called by the writer, at any time after remus_epochs_add(); looks for its
- * newest sample from the newest of all on, through the ring at most.  A no-op if it is not
- * in the ring any more, or has a commit already.
+ * newest sample from the newest of all on, through the ring at most.  A
+ * no-op if it is not in the ring any more, or has a commit already.
  */
 REMUS_API void remus_epochs_committed(remus_epochs *e, uint64_t epoch,
                                       uint64_t commit_ns);

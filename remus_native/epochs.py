@@ -219,13 +219,15 @@ class EpochStatistics(Handle):
         return self
 
     @classmethod
-    def of(cls, raw: Any, owner: Handle) -> EpochStatistics:
-        """Those that another C handle keeps: valid until ``owner`` is closed.
+    def of(cls, raw: Any, owner: Any, what: str) -> EpochStatistics:
+        """Those that another C handle keeps (``what``, in words).
 
-        Reading only; closing this object leaves them alone.
+        Reading only; closing this object leaves them alone.  A `Handle` as
+        ``owner`` is asked at every call, so they end with it; any other is
+        kept alive, and its memory with it.
         """
         self = cls._bare()
-        self._own(raw, f"epoch statistics of {owner._what}")
+        self._own(raw, f"epoch statistics of {what}")
         self._owner = owner
         return self
 
@@ -237,18 +239,18 @@ class EpochStatistics(Handle):
 
     def _own(self, raw: Any, what: str) -> None:
         self._what = what
-        self._owner: Handle | None = None
+        self._owner: Any = None
         self._sample = ffi.new("struct remus_epoch_sample *")  # the writer's
         self._raw = raw
 
     @contextmanager
     def _call(self) -> Iterator[Any]:
         with super()._call() as raw:
-            if self._owner is None:
-                yield raw
-            else:
+            if isinstance(self._owner, Handle):
                 with self._owner._call():
                     yield raw
+            else:
+                yield raw
 
     def __enter__(self) -> EpochStatistics:
         return self

@@ -158,7 +158,9 @@ class Primary(Handle):
         self._exports: list[Export] = []
         self._groups: list[Any] = []  # sessions that drive it in C
         self._raw = out[0]
-        self.epochs = EpochStatistics.of(lib.remus_primary_epochs(self._raw), self)
+        self.epochs = EpochStatistics.of(
+            lib.remus_primary_epochs(self._raw), self, self._what
+        )
         """The statistics of this primary's epochs, for reading."""
 
     def __enter__(self) -> Primary:

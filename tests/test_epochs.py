@@ -165,6 +165,22 @@ def test_wrong_arguments_are_told() -> None:
     statistics.close()  # again
 
 
+def test_what_another_handle_keeps_is_only_read() -> None:
+    kept = EpochStatistics("kept")
+    kept.add(EpochSample(1))
+    with EpochStatistics.of(kept._raw, kept, "a group") as view:
+        assert view.end == 1
+        with pytest.raises(StateError, match="a group: their owner writes them"):
+            view.committed(1, 1)
+    kept.add(EpochSample(2))  # the view closed nothing
+    view = EpochStatistics.of(kept._raw, object(), "a group")
+    assert [sample.epoch for sample in view.recent(5)] == [1, 2]
+    view = EpochStatistics.of(kept._raw, kept, "a group")
+    kept.close()
+    with pytest.raises(StateError, match="kept is closed"):
+        view.summary()
+
+
 # ---- files ---------------------------------------------------------------------
 
 

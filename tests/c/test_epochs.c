@@ -48,7 +48,7 @@ static void add(remus_epochs *e, uint64_t n)
     remus_epochs_add(e, &s);
 }
 
-/* ---- one thread --------------------------------------------------------- */
+/* ---- one thread ---------------------------------------------------------- */
 
 static void check_buckets(void)
 {
@@ -170,7 +170,7 @@ static void check_sums(void)
     remus_epochs_close(e);
 }
 
-/* ---- files -------------------------------------------------------------- */
+/* ---- files --------------------------------------------------------------- */
 
 static unsigned char *whole_file(const char *name, int *fd)
 {
@@ -277,7 +277,7 @@ static void check_half(void)
     close(fd);
 }
 
-/* ---- another process ------------------------------------------------------ */
+/* ---- another process ----------------------------------------------------- */
 
 static _Noreturn void write_for_ever(int ready)
 {
@@ -370,7 +370,7 @@ static void check_killed(void)
     }
 }
 
-/* ---- threads -------------------------------------------------------------- */
+/* ---- threads ------------------------------------------------------------- */
 
 static atomic_int stop;
 #define READERS 3
