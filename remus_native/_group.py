@@ -167,12 +167,16 @@ class DeviceGroup(Handle):
 
     def epochs(self) -> EpochStatistics:
         """The statistics of the whole group, for as long as they are kept."""
-        return EpochStatistics.of(lib.remus_group_statistics(self.raw, -1), self)
+        return EpochStatistics.of(
+            lib.remus_group_statistics(self.raw, -1), self, self._what
+        )
 
     def device_epochs(self) -> tuple[EpochStatistics, ...]:
         """The statistics of each device."""
         return tuple(
-            EpochStatistics.of(lib.remus_group_statistics(self.raw, index), self)
+            EpochStatistics.of(
+                lib.remus_group_statistics(self.raw, index), self, device.name
+            )
             if not hasattr(device, "primary")
             else device.primary.epochs
             for index, (device, _) in enumerate(self._members)
