@@ -23,6 +23,8 @@
 #define AT_STABLE 72u
 #define AT_SIZES 80u
 #define AT_CRC 592u
+#define AT_STAMPS 596u
+#define END_STAMPS (AT_STAMPS + 8u * REMUS_VOLUMES_MAX)
 
 /* ---- the header ------------------------------------------------------ */
 
@@ -36,7 +38,7 @@ static uint32_t fixed_crc(const unsigned char *h)
 static uint32_t clean_crc(const unsigned char *h)
 {
     uint32_t crc = remus_crc32c(remus_crc32c(0, h, AT_CLEAN), h + AT_VALID,
-                                AT_CRC - AT_VALID);
+                                END_STAMPS - AT_VALID);
     return crc ? crc : 1;
 }
 
@@ -156,6 +158,13 @@ void remus_dirty_roll(struct remus_dirty *d, uint64_t epoch)
     }
 }
 
+void remus_dirty_relabel(struct remus_dirty *d, uint64_t epoch)
+{
+    for (uint32_t i = 0; i < REMUS_DIRTY_SETS; i++)
+        if (d->sets[i].use == REMUS_DIRTY_CLOSED && d->sets[i].last > epoch)
+            d->sets[i].last = epoch;
+}
+
 void remus_dirty_stable(struct remus_dirty *d, uint64_t epoch)
 {
     if (epoch > d->stable)
@@ -205,6 +214,15 @@ void remus_dirty_forget_end(struct remus_dirty *d, int set)
     d->sets[set].use = REMUS_DIRTY_FREE;
 }
 
+void remus_dirty_forget_all(struct remus_dirty *d)
+{
+    int set;
+    while ((set = remus_dirty_forget_begin(d)) >= 0) {
+        remus_dirty_forget(d, set);
+        remus_dirty_forget_end(d, set);
+    }
+}
+
 /* ---- catching up ---------------------------------------------------------- */
 
 /* Take the bits of a set into the work to do. */
@@ -230,24 +248,33 @@ static uint64_t block_bytes(const struct remus_dirty *d, unsigned int v,
     return left < REMUS_DIRTY_BLOCK ? left : REMUS_DIRTY_BLOCK;
 }
 
-uint64_t remus_dirty_collect(struct remus_dirty *d, uint64_t has,
-                             uint64_t epoch)
+static int lacks(const struct remus_dirty_set *s, uint64_t has)
+{
+    return s->use == REMUS_DIRTY_OPEN ||
+           (s->use == REMUS_DIRTY_CLOSED && s->last > has);
+}
+
+uint64_t remus_dirty_lacking(struct remus_dirty *d, uint64_t has)
 {
     memset(d->todo, 0, d->words * 8);
     d->todo_word = 0;
-    for (uint32_t i = 0; i < REMUS_DIRTY_SETS; i++) {
-        struct remus_dirty_set *s = &d->sets[i];
-        int closed = s->use == REMUS_DIRTY_CLOSED;
-        if (s->use != REMUS_DIRTY_OPEN && (!closed || s->last <= has))
-            continue;
-        add_set(d, s);
-        if (closed)
-            s->last = epoch;
-    }
+    for (uint32_t i = 0; i < REMUS_DIRTY_SETS; i++)
+        if (lacks(&d->sets[i], has))
+            add_set(d, &d->sets[i]);
     uint64_t blocks = 0;
     for (uint64_t w = 0; w < d->words; w++)
         blocks += (uint64_t)__builtin_popcountll(d->todo[w]);
     return blocks * REMUS_DIRTY_BLOCK;
+}
+
+uint64_t remus_dirty_collect(struct remus_dirty *d, uint64_t has,
+                             uint64_t epoch)
+{
+    uint64_t bytes = remus_dirty_lacking(d, has);
+    for (uint32_t i = 0; i < REMUS_DIRTY_SETS; i++)
+        if (d->sets[i].use == REMUS_DIRTY_CLOSED && lacks(&d->sets[i], has))
+            d->sets[i].last = epoch;
+    return bytes;
 }
 
 /* The volume that a bit belongs to. */
@@ -407,6 +434,9 @@ static int check_header(const struct remus_dirty *d, const unsigned char *h,
     int same_boot = d->io->boot_id(d->io, boot) == 0 &&
                     !memcmp(boot, h + AT_BOOT, REMUS_BOOT_ID);
     int clean = remus_get32(h + AT_CLEAN) == clean_crc(h);
+    for (unsigned int i = 0; i < d->volumes; i++)
+        if (clean && remus_get64(h + AT_STAMPS + 8 * i) != d->stamp[i])
+            return 1; /* somebody else wrote to a disk since */
     *believe = remus_get32(h + AT_VALID) == 1 && (same_boot || clean);
     return 1;
 }
@@ -459,13 +489,15 @@ static int open_file(struct remus_dirty *d, const char *path,
 int remus_dirty_open(struct remus_dirty *d, remus_io *io,
                      const char *state_dir, const char *resource,
                      const unsigned char generation[REMUS_ID_BYTES],
-                     const uint64_t *sizes, unsigned int volumes)
+                     const uint64_t *sizes, const uint64_t *stamps,
+                     unsigned int volumes)
 {
     char path[4096];
     unsigned char want[REMUS_PAGE];
     memset(d, 0, sizeof *d);
     d->io = io;
     d->file = -1;
+    memcpy(d->stamp, stamps, volumes * sizeof *stamps);
     int err = lay_out(d, sizes, volumes);
     if (err)
         return err;
@@ -499,6 +531,8 @@ static void leave_clean(struct remus_dirty *d)
 {
     if (d->io->fdatasync(d->io, d->file))
         return;
+    for (unsigned int i = 0; i < d->volumes; i++)
+        remus_put64(d->map + AT_STAMPS + 8 * i, d->stamp[i]);
     remus_put32(d->map + AT_CLEAN, clean_crc(d->map));
     if (d->io->fdatasync(d->io, d->file))
         remus_put32(d->map + AT_CLEAN, 0);

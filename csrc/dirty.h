@@ -26,12 +26,14 @@
  *   24     8    bytes of one set, a multiple of 4096
  *   32    16    generation of the primary
  *   48    16    id of the boot of the machine that used it last
- *   64     4    clean: CRC32C of bytes 0..63 and 68..591 if it was closed
+ *   64     4    clean: CRC32C of bytes 0..63 and 68..1107 if it was closed
  *               cleanly, else 0
  *   68     4    valid: 1 if the backup lacks at most what is marked
  *   72     8    stable: newest epoch that was forgotten
  *   80   512    bytes of each volume; 0 beyond `volumes`
  *  592     4    CRC32C of bytes 0..47 and 80..591
+ *  596   512    at a clean close, each image's time of modification in ns
+ *               since 1970; 0 for a block device
  * 4096          the sets, one after the other: bit k of byte j of a volume's
  *               part is its block 8 j + k; each part begins at a multiple of
  *               8 bytes
@@ -39,7 +41,8 @@
  * It can be believed if and only if the header is right, `valid` is 1, the
  * generation is the primary's, and either `clean` is right or the boot id is
  * that of the running machine: after a power loss the kernel may have
- * written any part of it.  The clean mark is taken away durably before the
+ * written any part of it.  Nor can it be believed if an image was written to
+ * since the clean close.  The clean mark is taken away durably before the
  * first bit is set, and made after the disks and the map were synced.
  */
 #ifndef REMUS_DIRTY_H
@@ -83,6 +86,7 @@ struct remus_dirty {
     uint64_t page_words;     /* of one set's summary */
     struct remus_dirty_set sets[REMUS_DIRTY_SETS];
     _Atomic uint32_t open;   /* index; owner to change */
+    uint64_t stamp[REMUS_VOLUMES_MAX]; /* of the images; open/close only */
     uint64_t stable;         /* owner: newest stable epoch heard of */
     uint64_t *todo;          /* catch-up: blocks still to be sent; one thread */
     uint64_t todo_word;      /* where the search goes on; ditto */
@@ -95,8 +99,10 @@ struct remus_dirty {
 int remus_dirty_open(struct remus_dirty *d, remus_io *io,
                      const char *state_dir, const char *resource,
                      const unsigned char generation[REMUS_ID_BYTES],
-                     const uint64_t *sizes, unsigned int volumes);
-/* Unmap and close; clean: the disks are synced, leave the clean mark. */
+                     const uint64_t *sizes, const uint64_t *stamps,
+                     unsigned int volumes);
+/* Unmap and close; clean: the disks are synced and `stamp` is theirs: leave
+ * the clean mark. */
 void remus_dirty_close(struct remus_dirty *d, int clean);
 
 /* May it be believed?  Newest epoch that was forgotten (owner held). */
@@ -122,6 +128,8 @@ void remus_dirty_mark(struct remus_dirty *d, uint32_t set,
 
 /* `epoch` closes (owner held). */
 void remus_dirty_roll(struct remus_dirty *d, uint64_t epoch);
+/* What is closed belongs to epochs up to this one (owner held). */
+void remus_dirty_relabel(struct remus_dirty *d, uint64_t epoch);
 /* Epochs up to this one are stable on the backup (owner held). */
 void remus_dirty_stable(struct remus_dirty *d, uint64_t epoch);
 /* Take a set that can be forgotten: its index or -1 (owner held); zero it
@@ -129,6 +137,12 @@ void remus_dirty_stable(struct remus_dirty *d, uint64_t epoch);
 int remus_dirty_forget_begin(struct remus_dirty *d);
 void remus_dirty_forget(struct remus_dirty *d, int set);
 void remus_dirty_forget_end(struct remus_dirty *d, int set);
+/* All of it, where nobody else uses the map. */
+void remus_dirty_forget_all(struct remus_dirty *d);
+
+/* What a backup lacks that holds every epoch up to `has`, in whole blocks
+ * (owner held, by the one thread that uses the work to do). */
+uint64_t remus_dirty_lacking(struct remus_dirty *d, uint64_t has);
 
 /*
  * A catch-up begins: collect what a backup lacks that holds every epoch up

@@ -19,12 +19,13 @@ int remus_test_dirty_open(remus_sim *sim, const char *state_dir,
                           unsigned int generation, remus_test_dirty **out)
 {
     unsigned char id[REMUS_ID_BYTES];
+    static const uint64_t stamps[REMUS_VOLUMES_MAX];
     memset(id, (int)generation, sizeof id);
     *out = calloc(1, sizeof **out);
     if (!*out)
         return remus_fail(-ENOMEM, "out of memory");
     int err = remus_dirty_open(&(*out)->d, remus_sim_io(sim), state_dir,
-                               "guest0", id, sizes, volumes);
+                               "guest0", id, sizes, stamps, volumes);
     if (err) {
         remus_dirty_close(&(*out)->d, 0);
         free(*out);
@@ -85,11 +86,7 @@ void remus_test_dirty_stable(remus_test_dirty *t, uint64_t epoch)
 
 void remus_test_dirty_forget(remus_test_dirty *t)
 {
-    int set;
-    while ((set = remus_dirty_forget_begin(&t->d)) >= 0) {
-        remus_dirty_forget(&t->d, set);
-        remus_dirty_forget_end(&t->d, set);
-    }
+    remus_dirty_forget_all(&t->d);
 }
 
 uint64_t remus_test_dirty_collect(remus_test_dirty *t, uint64_t has,

@@ -108,6 +108,19 @@ static int sys_size(remus_io *io, int file, uint64_t *size)
     return 0;
 }
 
+static int sys_stamp(remus_io *io, int file, uint64_t *stamp)
+{
+    (void)io;
+    struct stat st;
+    if (fstat(file, &st))
+        return -errno;
+    *stamp = S_ISREG(st.st_mode)
+                 ? (uint64_t)st.st_mtim.tv_sec * 1000000000u +
+                       (uint64_t)st.st_mtim.tv_nsec
+                 : 0;
+    return 0;
+}
+
 static int sys_lock(remus_io *io, int file)
 {
     (void)io;
@@ -233,6 +246,7 @@ static const remus_io system_io = {
     .writeback = sys_writeback,
     .drop_cache = sys_drop_cache,
     .size = sys_size,
+    .stamp = sys_stamp,
     .lock = sys_lock,
     .mkdir = sys_mkdir,
     .unlink = sys_unlink,

@@ -37,6 +37,9 @@ struct remus_io {
     /* Forget clean cached pages, so that reads see the medium: a hint. */
     int (*drop_cache)(remus_io *io, int file);
     int (*size)(remus_io *io, int file, uint64_t *size);
+    /* A number that a write by anybody changes; 0: there is none such, as
+     * for a block device. */
+    int (*stamp)(remus_io *io, int file, uint64_t *stamp);
     /* Exclusive advisory lock of an open file; -EWOULDBLOCK if taken. */
     int (*lock)(remus_io *io, int file);
     int (*mkdir)(remus_io *io, const char *path); /* 0700; exists: 0 */

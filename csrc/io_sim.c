@@ -17,7 +17,7 @@
  * Operations: open, pread, pwrite, zero, fdatasync, writeback, drop_cache,
  * map, lock, mkdir, unlink, sync_dir.  Each counts, advances the clock by
  * 1 us, and can be stopped or failed; one that is changes nothing, but for
- * the sync above.  close, size, unmap, next_data, boot_id, now_ns and random
+ * the sync above.  close, size, stamp, unmap, next_data, boot_id, now_ns and random
  * do not count and never fail that way.
  *
  * A mapped file shows its `now` itself: stores are no operations.  A power
@@ -552,6 +552,14 @@ static int sim_size(remus_io *io, int file, uint64_t *size)
     return h ? 0 : -EBADF;
 }
 
+static int sim_stamp(remus_io *io, int file, uint64_t *stamp)
+{
+    (void)io;
+    (void)file;
+    *stamp = 0;
+    return 0;
+}
+
 static int sim_lock(remus_io *io, int file)
 {
     remus_sim *sim = sim_of(io);
@@ -686,6 +694,7 @@ static const remus_io table = {
     .writeback = sim_writeback,
     .drop_cache = sim_drop_cache,
     .size = sim_size,
+    .stamp = sim_stamp,
     .lock = sim_lock,
     .mkdir = sim_mkdir,
     .unlink = sim_unlink,

@@ -35,6 +35,7 @@ int remus_primary_ioctl_send(remus_primary *p, unsigned int volume,
         second = remus_primary_close_epoch(p, &barrier, REMUS_CP_IOCTL,
                                            (size_t)len, &empty, &err);
         if (second) {
+            remus_primary_session_opens(p);
             p->node_barrier = v->joined = barrier.epoch;
             p->node_empty = empty;
         }
@@ -56,7 +57,9 @@ int remus_primary_ioctl_wait(remus_primary *p, unsigned int volume,
     int result = REMUS_PARKED;
     pthread_mutex_lock(&p->lock);
     struct remus_waiter *w = NULL;
-    if (!v->joined || p->acked >= v->joined) {
+    if (v->joined && remus_primary_epoch_lost(p, v->joined)) {
+        result = -EPROTO;
+    } else if (!v->joined || p->acked >= v->joined) {
         result = 0;
     } else if (!p->stats.connected) {
         result = -EPROTO;
@@ -93,16 +96,6 @@ int remus_primary_ioctl_commit(remus_primary *p, unsigned int volume)
     if (slot)
         remus_primary_send_now(p, slot, &r, NULL);
     return err ? -EPROTO : 0;
-}
-
-void remus_primary_ioctl_release(remus_primary *p, unsigned int volume)
-{
-    (void)volume;
-    pthread_mutex_lock(&p->lock);
-    /* The next ioctl 20 of any volume begins a new session: it must not
-     * join a barrier that is older than the writes before it. */
-    p->node_barrier = 0;
-    pthread_mutex_unlock(&p->lock);
 }
 
 unsigned int remus_primary_volume_count(remus_primary *p)

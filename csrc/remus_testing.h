@@ -74,7 +74,8 @@ REMUS_API int remus_test_backup_open(const struct remus_backup_config *config,
                                      remus_sim *sim, remus_backup **out);
 /*
  * Begin a session as a primary's connection would, without a copy: the
- * disks count as equal.  Sets the first epoch and number.
+ * disks count as equal.  Sets the first epoch and number.  Ends the session
+ * before, as the loss of its connection would.
  */
 REMUS_API int remus_test_backup_begin(remus_backup *b);
 /* One record into the open epoch. */

@@ -155,6 +155,7 @@ int remus_status_format(const struct remus_status *s, int json, char *buf,
     put_number(&o, "resync_done", s->resync_done);
     put_number(&o, "resync_total", s->resync_total);
     put_number(&o, "link_changed_ns", s->link_changed_ns);
+    put_number(&o, "dirty_bytes", s->dirty_bytes);
     if (json)
         put(&o, "\n}\n");
     if (o.used >= cap)

@@ -97,6 +97,7 @@ class Status:
     resync_done: int
     resync_total: int
     link_changed_ns: int
+    dirty_bytes: int
 
     def __str__(self) -> str:
         return f"{self.role} of {self.resource}: {self.state}: {self.reason}"
