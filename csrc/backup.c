@@ -97,7 +97,7 @@ static int recover_epoch(struct recovery *rec, const struct remus_record *r)
 }
 
 static int recover_barrier(remus_backup *b, const struct remus_record *r,
-                           const unsigned char *payload)
+                           const unsigned char *payload, uint64_t seq)
 {
     struct remus_epoch *e = b->open;
     /* An applied epoch may have begun in a segment that is gone. */
@@ -105,6 +105,7 @@ static int recover_barrier(remus_backup *b, const struct remus_record *r,
     if (whole && (e->records != r->offset || e->run != (uint32_t)r->range))
         return 1;
     b->last_barrier = r->number;
+    b->last_mark = seq;
     if (!whole) {
         drop_open(b);
         return 0;
@@ -125,6 +126,7 @@ static int recover_record(void *ctx, const struct remus_record *r,
     if (r->type == REMUS_REC_COMMIT) {
         if (r->number + 1 != rec->expected || r->epoch > b->prepared)
             return 1;
+        b->last_mark = rec->seq;
         if (r->epoch > b->committed)
             remus_backup_note_commit(b, r->epoch);
         return 0;
@@ -139,7 +141,7 @@ static int recover_record(void *ctx, const struct remus_record *r,
     if (r->epoch > b->last_epoch)
         b->last_epoch = r->epoch;
     if (r->type == REMUS_REC_BARRIER)
-        return recover_barrier(b, r, payload);
+        return recover_barrier(b, r, payload, rec->seq);
     if (r->epoch <= b->super.applied)
         return 0;
     struct remus_record wire = *r;
@@ -428,11 +430,13 @@ static int backup_state(const remus_backup *b, int connected)
     default:
         break;
     }
-    if (b->copying)
+    if (b->copying || b->catching)
         return REMUS_STATE_CATCHING_UP;
     if (!remus_backup_consistent(b))
         return REMUS_STATE_INCONSISTENT;
-    return connected ? REMUS_STATE_PROTECTED : REMUS_STATE_STANDBY;
+    /* Connected, but nothing is sent yet: it may never be. */
+    return connected && b->expect_epoch ? REMUS_STATE_PROTECTED
+                                        : REMUS_STATE_STANDBY;
 }
 
 static void backup_reason(const remus_backup *b, struct remus_status *s)
@@ -446,10 +450,15 @@ static void backup_reason(const remus_backup *b, struct remus_status *s)
             why = "no complete copy of the disks: start the primary";
             break;
         case REMUS_STATE_CATCHING_UP:
-            why = "the primary is copying its disks";
+            why = b->catching ? "the primary sends what changed meanwhile; "
+                                "until it is committed the last checkpoint "
+                                "stays"
+                              : "the primary is copying its disks";
             break;
         case REMUS_STATE_STANDBY:
-            why = "no primary connected; can be promoted";
+            why = s->connected ? "a primary is connected and has sent nothing "
+                                 "yet; can be promoted"
+                               : "no primary connected; can be promoted";
             break;
         case REMUS_STATE_PROTECTED:
             why = "following the primary";

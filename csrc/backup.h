@@ -146,11 +146,16 @@ struct remus_backup {
     uint64_t session;         /* lock */
     int session_start;        /* lock: the next segment starts a session */
     int copying;              /* lock: between RESYNC BEGIN and END */
+    uint64_t catching;        /* lock: epoch of the catch-up that is under
+                                 way; 0: none */
+    unsigned char session_generation[REMUS_ID_BYTES]; /* lock: primary's */
     uint64_t next_number;     /* lock: of the next counted record */
     uint64_t expect_epoch;    /* lock: epoch of the next counted record;
                                  0: none may come before a session */
     uint64_t last_epoch;      /* lock: highest ever seen */
     uint64_t last_barrier;    /* lock: number of the last barrier */
+    uint64_t last_mark;       /* lock: segment of the last barrier or commit;
+                                 0: not known */
     uint64_t prepared;        /* lock: newest closed epoch */
     uint64_t acked;           /* lock: newest acked epoch */
     uint64_t committed;       /* lock */
@@ -167,6 +172,7 @@ struct remus_backup {
 };
 
 #define REMUS_APPLY_BYTES (1u << 20)
+#define REMUS_RESERVED_BARRIERS 64u /* the journal keeps room for so many */
 
 /* backup.c */
 int remus_backup_open_io(const struct remus_backup_config *config,
@@ -184,6 +190,8 @@ int remus_backup_session_begin(remus_backup *b, const struct remus_hello *h,
                                uint64_t session,
                                struct remus_hello_reply *reply);
 void remus_backup_session_end(remus_backup *b);
+/* Counted records follow, first `epoch`, with what the disks lack. */
+int remus_backup_catch_up(remus_backup *b, uint64_t epoch, uint64_t bytes);
 /* A counted record.  `header` as it came; payload proven by the caller. */
 int remus_backup_record(remus_backup *b,
                         const unsigned char header[REMUS_REC_HEADER],
@@ -196,6 +204,8 @@ int remus_backup_commit_record(remus_backup *b, uint64_t epoch,
                                int from_primary);
 /* `epoch` is committed (lock held; its epoch is listed). */
 void remus_backup_note_commit(remus_backup *b, uint64_t epoch);
+/* Is nothing left but the reserve?  (lock held) */
+int remus_backup_short_of_room(const remus_backup *b);
 /* Fields of ACK, APPLIED, PING as of now. */
 void remus_backup_progress(remus_backup *b, struct remus_record *r);
 /* Take what epochs came to that was not told yet, oldest first. */
@@ -216,7 +226,8 @@ int remus_backup_check_range(const remus_backup *b,
 /* backup_apply.c; all take apply_lock themselves */
 int remus_backup_apply(remus_backup *b);
 int remus_backup_checkpoint(remus_backup *b);
-int remus_backup_copy_begin(remus_backup *b);
+/* keep: the disks count, and every closed epoch is moved into them first. */
+int remus_backup_copy_begin(remus_backup *b, int keep);
 int remus_backup_copy_data(remus_backup *b, const struct remus_record *r,
                            const unsigned char *payload);
 int remus_backup_copy_flush(remus_backup *b);

@@ -23,8 +23,6 @@ static int store_super(remus_backup *b, struct remus_super *s)
     if (err)
         return remus_backup_failed(b, err);
     pthread_mutex_lock(&b->lock);
-    /* A session may have brought a new generation meanwhile. */
-    memcpy(s->generation, b->super.generation, REMUS_ID_BYTES);
     b->super = *s;
     pthread_mutex_unlock(&b->lock);
     return 0;
@@ -274,7 +272,26 @@ static void drop_epochs(remus_backup *b, uint64_t next_seq)
     b->session_start = 1;
 }
 
-int remus_backup_copy_begin(remus_backup *b)
+/* Everything that was closed goes into the disks, which from here on are
+ * Inconsistent until a later commit. */
+static int keep_closed(remus_backup *b, struct remus_super *s)
+{
+    pthread_mutex_lock(&b->lock);
+    uint64_t newest = b->epoch_count ? b->epochs[b->epoch_count - 1]->number
+                                     : b->applied;
+    pthread_mutex_unlock(&b->lock);
+    int err = 0;
+    if (newest > b->applied)
+        err = remus_journal_sync(&b->journal);
+    if (err)
+        return remus_backup_failed(b, err);
+    err = store_super(b, s);
+    if (!err && newest > b->applied)
+        err = write_epochs(b, newest);
+    return err;
+}
+
+int remus_backup_copy_begin(remus_backup *b, int keep)
 {
     pthread_mutex_lock(&b->apply_lock);
     int err = check_copy(b);
@@ -282,12 +299,13 @@ int remus_backup_copy_begin(remus_backup *b)
         pthread_mutex_lock(&b->lock);
         struct remus_super s = b->super;
         s.role = REMUS_SUPER_COPYING;
+        memcpy(s.generation, b->session_generation, REMUS_ID_BYTES);
         s.last_epoch = b->last_epoch;
         s.tail = b->journal.next_seq;
         s.next_number = b->next_number;
         pthread_mutex_unlock(&b->lock);
         /* Inconsistent first, then the first byte. */
-        err = store_super(b, &s);
+        err = keep ? keep_closed(b, &s) : store_super(b, &s);
         if (!err) {
             pthread_mutex_lock(&b->lock);
             drop_epochs(b, s.tail);

@@ -103,6 +103,35 @@ static int check_volumes(const remus_backup *b, const struct remus_hello *h)
     return 0;
 }
 
+static void hex(const unsigned char id[REMUS_ID_BYTES], char out[9])
+{
+    for (int i = 0; i < 4; i++)
+        snprintf(out + 2 * i, 3, "%02x", id[i]);
+}
+
+/* Are these the disks of that primary, or of one that it descends from? */
+static int check_generation(const remus_backup *b,
+                            const struct remus_hello *h)
+{
+    const unsigned char *ours = b->super.generation;
+    char mine[9], theirs[9];
+    /* Of a copy that was cut short nothing is worth keeping. */
+    if (b->super.role < REMUS_SUPER_SYNCED ||
+        !memcmp(ours, h->generation, REMUS_ID_BYTES))
+        return 0;
+    for (unsigned int i = 0; i < h->ancestors; i++)
+        if (!memcmp(ours, h->ancestor[i].id, REMUS_ID_BYTES))
+            return 0;
+    hex(ours, mine);
+    hex(h->generation, theirs);
+    return remus_fail(-EPERM,
+                      "this backup belongs to another primary (generation "
+                      "%s..., this one is %s...): correct the address; or, if "
+                      "what it holds is not needed, stop it and empty its "
+                      "state and journal directory",
+                      mine, theirs);
+}
+
 /* lock held */
 static int check_session(const remus_backup *b, const struct remus_hello *h)
 {
@@ -123,16 +152,64 @@ static int check_session(const remus_backup *b, const struct remus_hello *h)
         return remus_fail(-EINVAL,
                           "ack or commit_by differ between the sides: use "
                           "one resource file on both");
-    return check_volumes(b, h);
+    int err = check_volumes(b, h);
+    return err ? err : check_generation(b, h);
 }
 
+/* Segments that only barriers and commits may use: room for as many of them
+ * as may be without an ack, but no more than a quarter of the journal. */
+static uint64_t reserve(const remus_backup *b)
+{
+    const struct remus_record barrier = {.type = REMUS_REC_BARRIER};
+    uint64_t worth = remus_journal_segment_worth(&b->journal);
+    uint64_t want =
+        (REMUS_RESERVED_BARRIERS * remus_record_cost(&barrier) + worth - 1) /
+        worth;
+    uint64_t most = b->journal.segments / 4;
+    return want < most ? want : most;
+}
+
+int remus_backup_short_of_room(const remus_backup *b)
+{
+    return remus_journal_unused(&b->journal) <= reserve(b);
+}
+
+/*
+ * What the primary may spend; the reserve, in `reserve` of the hello reply, is
+ * beyond it.  When barriers are in the reserve, so much less is left: the
+ * sum must not grow by what the reserve was spent on.
+ */
 static uint64_t credit(const remus_backup *b)
 {
-    unsigned int unused = remus_journal_unused(&b->journal);
-    /* One segment is kept for barriers and commits. */
-    return b->cost +
-           (unused > 1 ? unused - 1 : 0) *
-               remus_journal_segment_worth(&b->journal);
+    uint64_t worth = remus_journal_segment_worth(&b->journal);
+    uint64_t all = b->cost + remus_journal_unused(&b->journal) * worth;
+    uint64_t kept = reserve(b) * worth;
+    return all > kept ? all - kept : 0;
+}
+
+/* Credit that an epoch can have once all that is committed is applied; what
+ * is only prepared keeps its segments (lock held). */
+static uint64_t capacity(const remus_backup *b)
+{
+    uint64_t kept = 0;
+    for (size_t i = 0; !kept && i < b->epoch_count; i++)
+        if (b->epochs[i]->number > b->committed)
+            kept = b->journal.next_seq - b->epochs[i]->first_seq;
+    kept += reserve(b) + 1; /* and what is written to now */
+    return kept < b->journal.segments
+               ? (b->journal.segments - kept) *
+                     remus_journal_segment_worth(&b->journal)
+               : 0;
+}
+
+static uint32_t content(const remus_backup *b)
+{
+    if (b->super.role == REMUS_SUPER_EMPTY)
+        return REMUS_CONTENT_NONE;
+    if (b->super.role == REMUS_SUPER_COPYING)
+        return REMUS_CONTENT_PARTIAL;
+    return remus_backup_consistent(b) ? REMUS_CONTENT_CONSISTENT
+                                      : REMUS_CONTENT_COMPLETE;
 }
 
 int remus_backup_session_begin(remus_backup *b, const struct remus_hello *h,
@@ -155,9 +232,14 @@ int remus_backup_session_begin(remus_backup *b, const struct remus_hello *h,
         reply->last_epoch = b->last_epoch;
         reply->next_number = b->next_number;
         reply->credit = credit(b);
-        reply->reserve = remus_journal_segment_worth(&b->journal);
+        reply->reserve =
+            reserve(b) * remus_journal_segment_worth(&b->journal);
         memcpy(reply->generation, b->super.generation, REMUS_ID_BYTES);
-        memcpy(b->super.generation, h->generation, REMUS_ID_BYTES);
+        reply->content = content(b);
+        reply->held = b->prepared;
+        reply->committed = b->committed;
+        reply->capacity = capacity(b);
+        memcpy(b->session_generation, h->generation, REMUS_ID_BYTES);
     }
     pthread_mutex_unlock(&b->lock);
     return err ? remus_fail_in(err, "backup of %s", b->resource) : 0;
@@ -165,6 +247,7 @@ int remus_backup_session_begin(remus_backup *b, const struct remus_hello *h,
 
 void remus_backup_session_end(remus_backup *b)
 {
+    pthread_mutex_lock(&b->journal.sync_lock);
     pthread_mutex_lock(&b->lock);
     /* An epoch without its barrier was never promised. */
     if (b->open)
@@ -173,7 +256,35 @@ void remus_backup_session_end(remus_backup *b)
     b->session_start = 1;
     b->expect_epoch = 0;
     b->copying = 0;
+    b->catching = 0;
+    /* Its segments must not be kept by prepared epochs before them, or a
+     * link that comes and goes would fill the journal. */
+    if (b->epoch_count && b->last_mark)
+        remus_journal_rewind(&b->journal, b->last_mark);
     pthread_mutex_unlock(&b->lock);
+    pthread_mutex_unlock(&b->journal.sync_lock);
+}
+
+int remus_backup_catch_up(remus_backup *b, uint64_t epoch, uint64_t bytes)
+{
+    pthread_mutex_lock(&b->lock);
+    int err = 0;
+    if (b->fenced)
+        err = remus_fail(-EROFS, "this backup is being promoted");
+    else if (b->copying || b->expect_epoch || epoch <= b->last_epoch ||
+             (b->super.role != REMUS_SUPER_SYNCED &&
+              b->super.role != REMUS_SUPER_BACKUP))
+        err = remus_fail(-EBADMSG,
+                         "a catch-up with epoch %llu; epochs up to %llu are "
+                         "used, and it needs disks that were copied once",
+                         (ull)epoch, (ull)b->last_epoch);
+    if (!err) {
+        b->expect_epoch = b->catching = epoch;
+        b->stats.resync_total = bytes;
+        b->stats.resync_done = 0;
+    }
+    pthread_mutex_unlock(&b->lock);
+    return err;
 }
 
 /* ---- records ---------------------------------------------------------- */
@@ -288,13 +399,17 @@ static int record_locked(remus_backup *b,
         b->open->first_seq = b->journal.head.seq;
     b->stats.records++;
     if (!barrier) {
-        if (r->type == REMUS_REC_WRITE)
+        uint64_t n = r->type == REMUS_REC_WRITE ? r->length : r->range;
+        if (r->flags & REMUS_REC_CATCH_UP)
+            b->stats.resync_done += n;
+        else if (r->type == REMUS_REC_WRITE)
             b->stats.bytes_written += r->length;
         else
             b->stats.bytes_zeroed += r->range;
         return remus_epoch_index(b, b->open, r, pos);
     }
     b->stats.epochs++;
+    b->last_mark = b->journal.head.seq;
     b->expect_epoch = r->epoch + 1;
     return remus_epoch_close(b, r, payload);
 }
@@ -335,6 +450,8 @@ int remus_backup_ack(remus_backup *b, uint64_t epoch)
         }
         if (epoch > b->acked)
             b->acked = epoch;
+        if (epoch >= b->catching)
+            b->catching = 0;
     }
     pthread_mutex_unlock(&b->lock);
     return err;
@@ -382,9 +499,11 @@ static int commit_locked(remus_backup *b, uint64_t epoch)
     uint64_t pos;
     remus_record_encode(&r, header);
     err = remus_journal_append(&b->journal, header, 1, NULL, 0, &pos);
-    if (!err)
-        remus_backup_note_commit(b, epoch);
-    return err;
+    if (err)
+        return err;
+    b->last_mark = b->journal.head.seq;
+    remus_backup_note_commit(b, epoch);
+    return 0;
 }
 
 /*

@@ -194,8 +194,11 @@ static int on_commit(struct remus_backup_net *net,
         return err;
     pthread_mutex_lock(&b->lock);
     int first = b->super.role == REMUS_SUPER_SYNCED;
+    /* The applier was too slow: barriers eat up the reserve.  A later ack
+     * is better than no room for the next barrier. */
+    int now = first || remus_backup_short_of_room(b);
     pthread_mutex_unlock(&b->lock);
-    if (!first) {
+    if (!now) {
         check_space(net);
         return 0;
     }
@@ -211,12 +214,16 @@ static int on_resync(struct remus_backup_net *net,
     struct remus_record answer = {.type = REMUS_REC_RESYNC};
     int err;
     switch (r->flags) {
+    case REMUS_RESYNC_CATCH_UP:
+        return remus_backup_catch_up(net->b, r->epoch, r->range);
     case REMUS_RESYNC_BEGIN:
+    case REMUS_RESYNC_PARTIAL:
         pthread_mutex_lock(&net->b->lock);
         net->b->stats.resync_total = r->range;
         net->b->stats.resync_done = 0;
         pthread_mutex_unlock(&net->b->lock);
-        return remus_backup_copy_begin(net->b);
+        return remus_backup_copy_begin(net->b,
+                                       r->flags == REMUS_RESYNC_PARTIAL);
     case REMUS_RESYNC_FLUSH:
         err = remus_backup_copy_flush(net->b);
         answer.flags = REMUS_RESYNC_FLUSHED;

@@ -57,16 +57,16 @@ int remus_test_backup_begin(remus_backup *b)
     }
     struct remus_hello_reply reply;
     uint64_t session, epoch;
+    remus_backup_session_end(b); /* of a link that was lost */
     int err = b->io->random(b->io, &session, sizeof session);
     if (!err)
         err = remus_backup_session_begin(b, &h, session, &reply);
     if (err)
         return err;
     if (b->super.role == REMUS_SUPER_BACKUP) {
-        b->expect_epoch = b->last_epoch + 1;
-        return 0;
+        return remus_backup_catch_up(b, b->last_epoch + 1, 0);
     }
-    err = remus_backup_copy_begin(b);
+    err = remus_backup_copy_begin(b, 0);
     if (!err)
         err = remus_backup_copy_end(b, b->last_epoch + 1);
     if (!err)

@@ -461,7 +461,8 @@ static void ioctl_send(fuse_req_t req, struct handle *h, uint64_t tag)
         fuse_reply_err(req, -rc);
         return;
     }
-    atomic_store(&h->sent, 1);
+    if (!atomic_exchange(&h->sent, 1))
+        remus_primary_ioctl_attach(of(req)->p);
     fuse_reply_ioctl(req, rc, NULL, 0);
 }
 

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -107,6 +108,19 @@ static int sys_size(remus_io *io, int file, uint64_t *size)
     return 0;
 }
 
+static int sys_stamp(remus_io *io, int file, uint64_t *stamp)
+{
+    (void)io;
+    struct stat st;
+    if (fstat(file, &st))
+        return -errno;
+    *stamp = S_ISREG(st.st_mode)
+                 ? (uint64_t)st.st_mtim.tv_sec * 1000000000u +
+                       (uint64_t)st.st_mtim.tv_nsec
+                 : 0;
+    return 0;
+}
+
 static int sys_lock(remus_io *io, int file)
 {
     (void)io;
@@ -136,6 +150,65 @@ static int sys_sync_dir(remus_io *io, const char *path)
     int err = fsync(fd) ? -errno : 0;
     close(fd);
     return err;
+}
+
+static int sys_map(remus_io *io, int file, size_t len, void **at)
+{
+    (void)io;
+    *at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    return *at == MAP_FAILED ? -errno : 0;
+}
+
+static int sys_unmap(remus_io *io, void *at, size_t len)
+{
+    (void)io;
+    return munmap(at, len) ? -errno : 0;
+}
+
+static int sys_next_data(remus_io *io, int file, uint64_t offset,
+                         uint64_t *start, uint64_t *end)
+{
+    uint64_t size;
+    int err = sys_size(io, file, &size);
+    if (err)
+        return err;
+    if (offset >= size)
+        return 0;
+    off_t data = lseek(file, (off_t)offset, SEEK_DATA);
+    if (data < 0 && errno == ENXIO)
+        return 0;
+    off_t hole = data < 0 ? -1 : lseek(file, data, SEEK_HOLE);
+    if (hole < 0) { /* a device, or a file system that can't say */
+        *start = offset;
+        *end = size;
+        return 1;
+    }
+    *start = (uint64_t)data;
+    *end = (uint64_t)hole;
+    return 1;
+}
+
+/* The kernel's random id of this boot, without its dashes. */
+static int sys_boot_id(remus_io *io, unsigned char id[REMUS_BOOT_ID])
+{
+    (void)io;
+    char text[40] = {0};
+    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    memset(id, 0, REMUS_BOOT_ID);
+    unsigned int digits = 0;
+    for (ssize_t i = 0; i < n && digits < 2 * REMUS_BOOT_ID; i++) {
+        static const char hex[] = "0123456789abcdef";
+        const char *at = text[i] ? strchr(hex, text[i]) : NULL;
+        if (!at)
+            continue;
+        id[digits / 2] = (unsigned char)(id[digits / 2] << 4 | (at - hex));
+        digits++;
+    }
+    return digits == 2 * REMUS_BOOT_ID ? 0 : -EIO;
 }
 
 static uint64_t sys_now_ns(remus_io *io)
@@ -173,10 +246,15 @@ static const remus_io system_io = {
     .writeback = sys_writeback,
     .drop_cache = sys_drop_cache,
     .size = sys_size,
+    .stamp = sys_stamp,
     .lock = sys_lock,
     .mkdir = sys_mkdir,
     .unlink = sys_unlink,
     .sync_dir = sys_sync_dir,
+    .map = sys_map,
+    .unmap = sys_unmap,
+    .next_data = sys_next_data,
+    .boot_id = sys_boot_id,
     .now_ns = sys_now_ns,
     .random = sys_random,
 };

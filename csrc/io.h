@@ -15,6 +15,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#define REMUS_BOOT_ID 16
+
 typedef struct remus_io remus_io;
 
 struct remus_io {
@@ -35,11 +37,25 @@ struct remus_io {
     /* Forget clean cached pages, so that reads see the medium: a hint. */
     int (*drop_cache)(remus_io *io, int file);
     int (*size)(remus_io *io, int file, uint64_t *size);
+    /* A number that a write by anybody changes; 0: there is none such, as
+     * for a block device. */
+    int (*stamp)(remus_io *io, int file, uint64_t *stamp);
     /* Exclusive advisory lock of an open file; -EWOULDBLOCK if taken. */
     int (*lock)(remus_io *io, int file);
     int (*mkdir)(remus_io *io, const char *path); /* 0700; exists: 0 */
     int (*unlink)(remus_io *io, const char *path);
     int (*sync_dir)(remus_io *io, const char *path);
+    /* Map [0, len) of a file, shared: what is stored there is in the file
+     * at once for every reader and survives the process; fdatasync makes it
+     * durable.  The file must have these bytes, written. */
+    int (*map)(remus_io *io, int file, size_t len, void **at);
+    int (*unmap)(remus_io *io, void *at, size_t len);
+    /* The first range at or after `offset` that is not a hole: 1 and it, or
+     * 0 if there is none.  May call holes data. */
+    int (*next_data)(remus_io *io, int file, uint64_t offset,
+                     uint64_t *start, uint64_t *end);
+    /* What tells this run of the machine from every other. */
+    int (*boot_id)(remus_io *io, unsigned char id[REMUS_BOOT_ID]);
     uint64_t (*now_ns)(remus_io *io);             /* CLOCK_MONOTONIC */
     int (*random)(remus_io *io, void *buf, size_t len);
 };

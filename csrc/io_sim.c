@@ -15,9 +15,14 @@
  * like any other: if a power loss takes it, all that is in it goes too.
  *
  * Operations: open, pread, pwrite, zero, fdatasync, writeback, drop_cache,
- * lock, mkdir, unlink, sync_dir.  Each counts, advances the clock by 1 us,
- * and can be stopped or failed; one that is changes nothing, but for the sync
- * above.  close, size, now_ns and random do not count and never fail that way.
+ * map, lock, mkdir, unlink, sync_dir.  Each counts, advances the clock by
+ * 1 us, and can be stopped or failed; one that is changes nothing, but for
+ * the sync above.  close, size, stamp, unmap, next_data, boot_id, now_ns and random
+ * do not count and never fail that way.
+ *
+ * A mapped file shows its `now` itself: stores are no operations.  A power
+ * loss treats each sector that differs from `stable` as a write of its own.
+ * A mapped file does not grow.
  *
  * A handle holds the number of the process's life in it: after a crash or a
  * kill it is -EBADF for ever.
@@ -58,6 +63,7 @@ struct node {
     struct dirty **tail;   /* where the next one goes */
     int forgotten;         /* a sync failed: dirty does not tell all */
     int is_dir;
+    int mapped;            /* `now` may differ without an entry in dirty */
     int locked;
     unsigned int refs;     /* names (each of the two) and handles */
     struct node *twin;     /* while cloning: its copy */
@@ -89,6 +95,7 @@ struct remus_sim {
     int fail_err;          /* with this errno, > 0 */
     const char *failed_op; /* what that one was; "": none yet */
     int drops_cache;       /* drop_cache takes effect */
+    uint32_t boot;         /* crashes so far */
     uint64_t clock_ns;
     uint64_t random;       /* state of the generator */
 };
@@ -203,6 +210,7 @@ static void revert(struct node *n)
     n->from = n->to = 0;
     n->size = n->stable_size;
     n->forgotten = 0;
+    n->mapped = 0;
 }
 
 /* Bytes of a write become durable. */
@@ -219,8 +227,10 @@ static void settle_all(struct node *n)
 {
     for (const struct dirty *d = n->dirty; d; d = d->next)
         settle(n, d->offset, d->data, d->len);
+    if (n->mapped && !n->forgotten)
+        memcpy(n->stable, n->now, n->size);
     drop_dirty(n);
-    if (!n->forgotten)
+    if (!n->forgotten && !n->mapped)
         n->from = n->to = 0;
 }
 
@@ -233,6 +243,8 @@ static int write_node(struct node *n, const void *data, size_t len,
     if (!len)
         return 0;
     size_t end = (size_t)offset + len;
+    if (n->mapped && end > n->size)
+        return -EFBIG;
     struct dirty *d = malloc(sizeof *d + len);
     if (!d || reserve(n, end)) {
         free(d);
@@ -540,6 +552,14 @@ static int sim_size(remus_io *io, int file, uint64_t *size)
     return h ? 0 : -EBADF;
 }
 
+static int sim_stamp(remus_io *io, int file, uint64_t *stamp)
+{
+    (void)io;
+    (void)file;
+    *stamp = 0;
+    return 0;
+}
+
 static int sim_lock(remus_io *io, int file)
 {
     remus_sim *sim = sim_of(io);
@@ -598,6 +618,51 @@ static int sim_sync_dir(remus_io *io, const char *path)
     return rc;
 }
 
+static int sim_map(remus_io *io, int file, size_t len, void **at)
+{
+    remus_sim *sim = sim_of(io);
+    struct handle *h;
+    int rc = begin(sim, "map", file, &h);
+    if (!rc && (!h->writable || len > h->node->size))
+        rc = -EACCES;
+    if (!rc) {
+        h->node->mapped = 1;
+        mark(h->node, 0, h->node->size);
+        *at = h->node->now;
+    }
+    end(sim);
+    return rc;
+}
+
+static int sim_unmap(remus_io *io, void *at, size_t len)
+{
+    (void)io;
+    (void)at;
+    (void)len;
+    return 0;
+}
+
+static int sim_next_data(remus_io *io, int file, uint64_t offset,
+                         uint64_t *start, uint64_t *end_of)
+{
+    uint64_t size = 0;
+    int err = sim_size(io, file, &size);
+    *start = offset;
+    *end_of = size;
+    return err ? err : offset < size;
+}
+
+/* A crash changes it, a kill does not. */
+static int sim_boot_id(remus_io *io, unsigned char id[REMUS_BOOT_ID])
+{
+    remus_sim *sim = sim_of(io);
+    pthread_mutex_lock(&sim->lock);
+    memset(id, 0, REMUS_BOOT_ID);
+    memcpy(id, &sim->boot, sizeof sim->boot);
+    end(sim);
+    return 0;
+}
+
 static uint64_t sim_now_ns(remus_io *io)
 {
     remus_sim *sim = sim_of(io);
@@ -629,10 +694,15 @@ static const remus_io table = {
     .writeback = sim_writeback,
     .drop_cache = sim_drop_cache,
     .size = sim_size,
+    .stamp = sim_stamp,
     .lock = sim_lock,
     .mkdir = sim_mkdir,
     .unlink = sim_unlink,
     .sync_dir = sim_sync_dir,
+    .map = sim_map,
+    .unmap = sim_unmap,
+    .next_data = sim_next_data,
+    .boot_id = sim_boot_id,
     .now_ns = sim_now_ns,
     .random = sim_random,
 };
@@ -709,11 +779,23 @@ static void settle_some(struct node *n, int mixed, uint64_t *seed)
     free(all);
 }
 
+/* Some sectors of a mapping were written back by chance. */
+static void settle_mapped(struct node *n, uint64_t *seed)
+{
+    for (size_t at = 0; at < n->size; at += SECTOR) {
+        size_t len = n->size - at < SECTOR ? n->size - at : SECTOR;
+        if (memcmp(n->now + at, n->stable + at, len) && coin(seed))
+            memcpy(n->stable + at, n->now + at, len);
+    }
+}
+
 /* What a file is after the power was lost. */
 static void lose_content(struct node *n, int loss, uint64_t *seed)
 {
     if (!n)
         return;
+    if (n->mapped && loss != REMUS_SIM_KEEP && loss != REMUS_SIM_LOSE)
+        settle_mapped(n, seed);
     if (loss == REMUS_SIM_KEEP)
         settle_all(n);
     else if (loss != REMUS_SIM_LOSE)
@@ -758,6 +840,7 @@ void remus_sim_crash(remus_sim *sim, int loss, uint64_t seed)
 {
     pthread_mutex_lock(&sim->lock);
     end_of_process(sim);
+    sim->boot++;
     for (struct name *m = sim->names; m; m = m->next) {
         lose_content(m->now, loss, &seed);
         if (m->stable != m->now)
@@ -829,6 +912,7 @@ static int copy_content(const struct node *n, struct node *copy)
     copy->from = n->from;
     copy->to = n->to;
     copy->forgotten = n->forgotten;
+    copy->mapped = n->mapped;
     return 0;
 }
 
@@ -884,6 +968,7 @@ int remus_sim_clone(remus_sim *sim, remus_sim **out)
     remus_sim *copy = *out;
     pthread_mutex_lock(&sim->lock);
     copy->life = sim->life == LIVES ? 0 : sim->life + 1;
+    copy->boot = sim->boot;
     copy->ops = sim->ops;
     copy->clock_ns = sim->clock_ns;
     copy->random = sim->random;

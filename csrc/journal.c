@@ -127,10 +127,11 @@ int remus_journal_open(struct remus_journal *j, remus_io *io,
     j->stage_cap = STAGE_BYTES + 2 * REMUS_PAGE + REMUS_REC_HEADER;
     j->dir = strdup(dir);
     j->files = malloc(count * sizeof *j->files);
+    j->salts = calloc(count, sizeof *j->salts);
     j->stage = aligned_alloc(REMUS_PAGE,
                              (j->stage_cap + REMUS_PAGE - 1) / REMUS_PAGE *
                                  REMUS_PAGE);
-    if (!j->dir || !j->files || !j->stage)
+    if (!j->dir || !j->files || !j->salts || !j->stage)
         return remus_fail(-ENOMEM, "journal %s: out of memory", dir);
     for (unsigned int i = 0; i < j->segments; i++)
         j->files[i] = -1;
@@ -156,6 +157,7 @@ int remus_journal_open(struct remus_journal *j, remus_io *io,
 void remus_journal_abandon(struct remus_journal *j)
 {
     free(j->files);
+    free(j->salts);
     free(j->stage);
     free(j->dir);
     if (j->io)
@@ -246,6 +248,7 @@ int remus_journal_begin_segment(struct remus_journal *j,
     j->head.salt = salt;
     j->head.prev_salt = j->last_salt;
     j->last_salt = salt;
+    j->salts[j->head.seq % j->segments] = salt;
     memset(j->stage, 0, REMUS_PAGE);
     remus_segment_encode(&j->head, j->resource, j->segment_bytes, j->stage);
     j->stage_base = 0;
@@ -370,6 +373,19 @@ void remus_journal_drop(struct remus_journal *j, uint64_t next_seq)
     j->head_pos = 0;
     j->stage_base = 0;
     j->dirty_from = j->next_seq;
+}
+
+void remus_journal_rewind(struct remus_journal *j, uint64_t keep)
+{
+    if (keep < j->tail || keep + 1 >= j->next_seq)
+        return;
+    j->next_seq = keep + 1;
+    j->last_salt = j->salts[keep % j->segments];
+    memset(&j->head, 0, sizeof j->head);
+    j->head_pos = 0;
+    j->stage_base = 0;
+    if (j->dirty_from > keep + 1)
+        j->dirty_from = keep + 1;
 }
 
 unsigned int remus_journal_used(const struct remus_journal *j)

@@ -82,6 +82,7 @@ struct remus_journal {
     unsigned int segments;    /* constant: files in the ring */
     uint32_t max_payload;     /* constant */
     int *files;               /* constant: one open file a segment */
+    uint32_t *salts;          /* owner: of the segment in each file, if used */
     struct remus_segment head; /* owner: segment being written; seq 0: none */
     uint64_t head_pos;        /* owner: bytes of it in use, staged ones too */
     uint64_t tail;            /* owner: oldest segment in use */
@@ -137,6 +138,15 @@ void remus_journal_free(struct remus_journal *j, uint64_t tail);
 /* Forget everything: the next segment is `next_seq`, the first of a new
  * chain (owner held). */
 void remus_journal_drop(struct remus_journal *j, uint64_t next_seq);
+/*
+ * Forget the segments after `keep`, which is in use: they hold nothing but
+ * records of an epoch that was never closed.  The next segment follows
+ * `keep`, and must start a session.  Both locks held: a sync under way would
+ * take what comes for synced.
+ * What was there is dropped by the rule at a session start, or, once the new
+ * segment is written, by its salt, which is not the one that is looked for.
+ */
+void remus_journal_rewind(struct remus_journal *j, uint64_t keep);
 /* Segments in use / not in use (owner held). */
 unsigned int remus_journal_used(const struct remus_journal *j);
 unsigned int remus_journal_unused(const struct remus_journal *j);

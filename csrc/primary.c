@@ -19,6 +19,8 @@ typedef unsigned long long ull;
 #define QUEUE_LEAST (4u << 20)
 #define FIRST_LIMIT (16u << 20) /* of the queue, until a rate is known */
 #define PREALLOCATED 128        /* requests and waiters */
+#define DEFAULT_IDLE_MS 1000u
+#define DEFAULT_GRACE_MS 60000u
 
 /* ---- epochs -------------------------------------------------------------- */
 
@@ -32,6 +34,9 @@ void remus_primary_set_state(remus_primary *p, int state, const char *reason)
 int remus_primary_check_protected(remus_primary *p)
 {
     if (p->state == REMUS_STATE_PROTECTED)
+        return 0;
+    /* A session's next checkpoint is what ends its catch-up. */
+    if (p->state == REMUS_STATE_CATCHING_UP && p->caught_up && !p->direct)
         return 0;
     return remus_fail(-EPROTO, "resource %s is %s: %s", p->resource,
                       remus_state_name(p->state), p->reason);
@@ -50,8 +55,10 @@ struct remus_slot *remus_primary_close_epoch(remus_primary *p,
                                .session = p->session,
                                .number = p->next_number};
     uint64_t cost = remus_record_cost(r);
-    uint64_t newest_acked = p->acked ? p->acked : p->first_epoch;
-    if (p->barrier_epoch - newest_acked >= REMUS_UNACKED_MAX ||
+    uint64_t unacked = 0, base = p->session_first - 1;
+    if (p->barrier_epoch > base)
+        unacked = p->barrier_epoch - (p->acked > base ? p->acked : base);
+    if (unacked >= REMUS_UNACKED_MAX ||
         !remus_sendq_fits(&p->queue, length, 1) ||
         p->spent + cost > p->credit + p->reserve) {
         *err = remus_fail(
@@ -60,13 +67,15 @@ struct remus_slot *remus_primary_close_epoch(remus_primary *p,
             "ack yet, newest committed is %llu, newest applied %llu: wait "
             "for acks, and commit",
             p->resource, (ull)p->open_epoch,
-            (ull)(p->barrier_epoch - newest_acked), (ull)p->committed,
-            (ull)p->applied);
+            (ull)unacked, (ull)p->committed, (ull)p->applied);
         return NULL;
     }
     *empty = p->epoch_records == 0;
     if (!p->first_epoch)
         p->first_epoch = p->open_epoch;
+    if (!unacked)
+        p->progress_ns = p->io->now_ns(p->io);
+    remus_dirty_roll(&p->dirty, p->open_epoch);
     p->barrier_epoch = p->open_epoch++;
     p->next_number++;
     p->spent += cost;
@@ -137,13 +146,15 @@ int remus_primary_barrier(remus_primary *p, const void *tag, size_t tag_len,
     int err = 0;
     if (need_protected)
         err = remus_primary_check_protected(p);
-    else if (!p->stats.connected)
+    else if (!p->stats.connected || !p->journaled)
         err = -EPROTO;
     if (!err)
         slot = remus_primary_close_epoch(p, &r, flags, tag_len, &empty, &err);
     int timed = slot && !(flags & REMUS_CP_DISK_ONLY);
     if (timed)
         remus_primary_epoch_closed(p, r.epoch, start);
+    if (slot && need_protected)
+        remus_primary_session_opens(p);
     pthread_mutex_unlock(&p->lock);
     if (err)
         return err;
@@ -164,12 +175,38 @@ int remus_primary_postsuspend(remus_primary *p, const void *tag,
     return remus_primary_barrier(p, tag, tag_len, 0, 1, epoch);
 }
 
+int remus_primary_epoch_lost(const remus_primary *p, uint64_t epoch)
+{
+    unsigned int known = p->outages < REMUS_OUTAGES ? p->outages
+                                                    : REMUS_OUTAGES;
+    for (unsigned int i = 0; i < known; i++)
+        if (epoch >= p->outage[i].from && epoch <= p->outage[i].to)
+            return 1;
+    return 0;
+}
+
+void remus_primary_check_caught_up(remus_primary *p)
+{
+    if (p->state != REMUS_STATE_CATCHING_UP || !p->caught_up)
+        return;
+    uint64_t have = p->direct ? p->applied : p->acked;
+    if (have < p->catch_epoch ||
+        (!p->session_open && p->committed < p->catch_epoch &&
+         p->applied < p->catch_epoch))
+        return;
+    p->wont_fit = 0;
+    remus_primary_set_state(p, REMUS_STATE_PROTECTED,
+                            "every checkpoint is safe on the backup");
+}
+
 int remus_primary_acked_or_lost(remus_primary *p, uint64_t epoch)
 {
-    if (p->first_epoch && p->acked >= epoch)
-        return 1;
     if (!p->first_epoch || epoch > p->barrier_epoch || epoch < p->first_epoch)
         return -EINVAL;
+    if (remus_primary_epoch_lost(p, epoch))
+        return -EPROTO;
+    if (p->acked >= epoch)
+        return 1;
     return p->stats.connected && !p->stopping ? 0 : -EPROTO;
 }
 
@@ -180,13 +217,21 @@ int remus_primary_commit(remus_primary *p, uint64_t epoch)
     int err = 0;
     uint64_t start = p->io->now_ns(p->io);
     pthread_mutex_lock(&p->lock);
-    if (epoch > p->acked || epoch < p->first_epoch || !p->first_epoch)
+    if (p->first_epoch && epoch >= p->first_epoch &&
+        remus_primary_epoch_lost(p, epoch))
+        err = remus_fail(-EPROTO,
+                         "resource %s: commit of epoch %llu: it was lost with "
+                         "the backup (%s): a later one covers it",
+                         p->resource, (ull)epoch, p->lost_reason);
+    else if (epoch > p->acked || epoch < p->first_epoch || !p->first_epoch)
         err = remus_fail(-EINVAL,
                          "resource %s: commit of epoch %llu: not acked; the "
                          "newest acked is %llu",
                          p->resource, (ull)epoch, (ull)p->acked);
     else
         slot = remus_primary_reserve_commit(p, &r, epoch, &err);
+    if (!err && epoch > p->commit_given)
+        p->commit_given = epoch;
     pthread_mutex_unlock(&p->lock);
     if (slot) {
         remus_primary_send_now(p, slot, &r, NULL);
@@ -201,10 +246,7 @@ static int protected_or_lost(remus_primary *p, uint64_t unused)
     (void)unused;
     if (p->state == REMUS_STATE_PROTECTED)
         return 1;
-    return p->state == REMUS_STATE_CONNECTING ||
-                   p->state == REMUS_STATE_CATCHING_UP
-               ? 0
-               : -EPROTO;
+    return p->stopping ? -EPROTO : 0;
 }
 
 int remus_primary_wait_protected(remus_primary *p, int64_t timeout_ms)
@@ -254,6 +296,9 @@ int remus_primary_status(remus_primary *p, struct remus_status *s)
     s->stable_epoch = p->stable;
     s->queue_bytes = p->streaming ? remus_sendq_bytes(&p->queue) : 0;
     s->queue_limit = p->queue_limit;
+    s->dirty_bytes = 0;
+    if (p->state != REMUS_STATE_PROTECTED)
+        s->dirty_bytes = remus_dirty_bytes(&p->dirty);
     for (const struct remus_request *q = p->parked; q; q = q->next)
         s->parked_writes++;
     pthread_mutex_unlock(&p->lock);
@@ -288,6 +333,7 @@ static void init_locks(remus_primary *p)
     pthread_cond_init(&p->changed, &attr);
     pthread_cond_init(&p->park_changed, &attr);
     pthread_cond_init(&p->rx_resume, &attr);
+    pthread_cond_init(&p->engine_wake, &attr);
     pthread_condattr_destroy(&attr);
 }
 
@@ -310,6 +356,9 @@ static int init(remus_primary *p, const struct remus_primary_config *c)
     p->loss_ms = c->loss_ms ? c->loss_ms : 3000;
     p->stall_ms = c->stall_ms ? c->stall_ms : 10000;
     p->connect_ms = c->connect_ms ? c->connect_ms : 250;
+    p->allow_inconsistent = c->allow_inconsistent;
+    p->idle_ms = c->idle_ms ? c->idle_ms : DEFAULT_IDLE_MS;
+    p->grace_ms = c->grace_ms ? c->grace_ms : DEFAULT_GRACE_MS;
     p->queue_limit = queue < FIRST_LIMIT ? queue / 2 : FIRST_LIMIT;
     p->resource = strdup(c->resource);
     p->state_dir = strdup(c->state_dir);
@@ -325,11 +374,6 @@ static int init(remus_primary *p, const struct remus_primary_config *c)
         err = remus_input_init(&p->input);
     if (!err)
         err = remus_sendq_init(&p->queue, queue);
-    if (!err) {
-        err = p->io->random(p->io, p->generation, REMUS_ID_BYTES);
-        if (err)
-            remus_fail(err, "random numbers: %s", remus_errno_text(err));
-    }
     return err;
 }
 
@@ -351,7 +395,23 @@ static int open_disks(remus_primary *p, const struct remus_primary_config *c)
         if (v->file < 0)
             return v->file;
     }
-    return remus_primary_state_load(p, &p->open_epoch);
+    uint64_t sizes[REMUS_VOLUMES_MAX], stamps[REMUS_VOLUMES_MAX];
+    int err = 0;
+    for (unsigned int i = 0; i < p->volume_count; i++) {
+        sizes[i] = p->volumes[i].size;
+        stamps[i] = 0;
+        if (!err)
+            err = p->io->stamp(p->io, p->volumes[i].file, &stamps[i]);
+    }
+    if (err)
+        return remus_fail(err, "look at the disks: %s",
+                          remus_errno_text(err));
+    err = remus_primary_state_load(p, &p->open_epoch);
+    if (!err)
+        err = remus_dirty_open(&p->dirty, p->io, p->state_dir, p->resource,
+                               p->generation, sizes, stamps,
+                               p->volume_count);
+    return err;
 }
 
 static int start_threads(remus_primary *p)
@@ -388,7 +448,8 @@ int remus_primary_open_io(const struct remus_primary_config *config,
         return remus_fail(-ENOMEM, "resource %s: out of memory",
                           config->resource);
     p->io = io;
-    p->lock_file = p->fd = p->wake = p->kick = -1;
+    p->lock_file = p->fd = p->wake = p->kick = p->dirty.file = -1;
+    p->session_first = 1;
     p->parked_tail = &p->parked;
     p->state = REMUS_STATE_CONNECTING;
     snprintf(p->reason, sizeof p->reason, "no connection to the backup yet");
@@ -455,6 +516,7 @@ static void stop_threads(remus_primary *p)
     pthread_cond_broadcast(&p->changed);
     pthread_cond_broadcast(&p->park_changed);
     pthread_cond_broadcast(&p->rx_resume);
+    pthread_cond_broadcast(&p->engine_wake);
     pthread_mutex_unlock(&p->lock);
     uint64_t one = 1;
     ssize_t n = write(p->wake, &one, sizeof one);
@@ -497,6 +559,7 @@ static void free_primary(remus_primary *p)
     pthread_cond_destroy(&p->changed);
     pthread_cond_destroy(&p->park_changed);
     pthread_cond_destroy(&p->rx_resume);
+    pthread_cond_destroy(&p->engine_wake);
     free(p->volumes);
     free(p->resource);
     free(p->state_dir);
@@ -514,13 +577,19 @@ void remus_primary_close(remus_primary *p)
         /* Numbers that were reserved and not used need no gap. */
         remus_primary_state_store(p, p->open_epoch);
     }
+    int synced = p->threads > 0;
     for (unsigned int i = 0; i < p->volume_count; i++) {
         if (p->volumes[i].file < 0)
             continue;
-        if (p->threads)
-            p->io->fdatasync(p->io, p->volumes[i].file);
+        if (p->threads &&
+            (p->io->fdatasync(p->io, p->volumes[i].file) ||
+             p->io->stamp(p->io, p->volumes[i].file, &p->dirty.stamp[i])))
+            synced = 0;
         p->io->close(p->io, p->volumes[i].file);
     }
+    if (p->threads)
+        remus_dirty_forget_all(&p->dirty);
+    remus_dirty_close(&p->dirty, synced);
     if (p->fd >= 0)
         close(p->fd);
     if (p->lock_file >= 0)

@@ -36,8 +36,10 @@ int remus_primary_submit_zero(remus_primary *p, unsigned int volume,
  * send: 0, 1 (the resource's epoch was empty) or -EPROTO; never blocks.
  * `tag` 0: none.  wait: 0, -EPROTO, or REMUS_PARKED, as
  * remus_primary_wait_begin() below.  commit: 0 or -EPROTO.
- * release: a file handle that sent ioctl 20 was closed: the session ends.
+ * attach: a file handle sends its first ioctl 20; release: it was closed:
+ * with the last of them the session ends.
  */
+void remus_primary_ioctl_attach(remus_primary *p);
 int remus_primary_ioctl_send(remus_primary *p, unsigned int volume,
                              uint64_t tag);
 int remus_primary_ioctl_wait(remus_primary *p, unsigned int volume,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A primary's engine thread: connects, copies the disks, takes the first
- * checkpoint; and the thread that watches the link.
+ * A primary's engine thread connects, brings the backup up to date, attends
+ * the connection, and connects again; another thread watches the link.
  */
 #include <errno.h>
 #include <poll.h>
@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "error.h"
@@ -16,9 +17,11 @@
 
 typedef unsigned long long ull;
 
-#define COPY_BYTES (1u << 20)
 #define HELLO_TIMEOUT_MS 5000
 #define EPOCHS_AHEAD 1000000u
+#define HOPELESS_MS 1000u      /* a catch-up without room for so long */
+#define SLOWEST_PER_MS 16384u  /* bytes of an epoch for a ms more patience */
+#define RETURN_MS 50u          /* after a loss, before the first try */
 
 static uint64_t now_ns(const remus_primary *p)
 {
@@ -124,64 +127,156 @@ static int greet(remus_primary *p, int fd, uint64_t session,
 /* The next epoch is above all that either side ever used. */
 static int raise_epoch(remus_primary *p, uint64_t backup_last)
 {
-    uint64_t next = p->open_epoch;
+    pthread_mutex_lock(&p->lock);
+    uint64_t next = p->open_epoch, limit = p->epoch_limit;
+    pthread_mutex_unlock(&p->lock);
     if (backup_last >= next)
         next = backup_last + 1;
-    int err = 0;
-    if (next + EPOCHS_AHEAD / 2 > p->epoch_limit) {
-        err = remus_primary_state_store(p, next + EPOCHS_AHEAD);
-        if (!err)
-            p->epoch_limit = next + EPOCHS_AHEAD;
-    }
+    int store = next + EPOCHS_AHEAD / 2 > limit;
+    int err = store ? remus_primary_state_store(p, next + EPOCHS_AHEAD) : 0;
+    if (err)
+        return err;
+    pthread_mutex_lock(&p->lock);
     p->open_epoch = next;
-    return err;
+    if (store)
+        p->epoch_limit = next + EPOCHS_AHEAD;
+    pthread_mutex_unlock(&p->lock);
+    return 0;
 }
 
-/* From here on every write is queued. */
-static void start_stream(remus_primary *p, int fd, uint64_t session,
-                         const struct remus_hello_reply *reply)
+/*
+ * Barriers that the last connection took with it: the backup has those up to
+ * `held`, and the others will never be there under their number (lock held).
+ */
+static void note_outage(remus_primary *p, uint64_t held)
 {
-    struct remus_record r = {.type = REMUS_REC_RESYNC,
-                             .flags = REMUS_RESYNC_BEGIN,
-                             .session = session};
-    /* A writer of an earlier connection may still be copying. */
-    while (atomic_load(&p->queue.publishing))
-        sched_yield();
-    pthread_mutex_lock(&p->queue.send_lock);
-    pthread_mutex_lock(&p->lock);
-    remus_sendq_reset(&p->queue);
-    for (unsigned int i = 0; i < p->volume_count; i++) {
-        r.range += p->volumes[i].size;
-        p->volumes[i].joined = 0;
-    }
-    p->node_barrier = p->first_epoch = p->barrier_epoch = 0;
-    p->acked = p->stable = p->applied = p->committed = 0;
+    p->acked = held < p->barrier_epoch ? held : p->barrier_epoch;
+    if (p->barrier_epoch <= p->acked)
+        return;
+    unsigned int i = p->outages++ % REMUS_OUTAGES;
+    p->outage[i].from = p->acked + 1;
+    p->outage[i].to = p->barrier_epoch;
+}
+
+/* A commit that was given may have been lost with the link (lock held). */
+static struct remus_slot *commit_again(remus_primary *p,
+                                       struct remus_record *r)
+{
+    uint64_t epoch = p->commit_given < p->acked ? p->commit_given : p->acked;
+    int ignored;
+    return epoch > p->committed
+               ? remus_primary_reserve_commit(p, r, epoch, &ignored)
+               : NULL;
+}
+
+/* What this connection begins with (lock held). */
+static void begin_session(remus_primary *p, int fd, uint64_t session,
+                          const struct remus_hello_reply *reply,
+                          enum remus_plan plan)
+{
+    int keeps = plan != REMUS_PLAN_COPY;
+    note_outage(p, keeps ? reply->held : p->acked);
+    p->node_barrier = 0;
+    p->stable = p->applied = 0;
+    p->committed = keeps ? reply->committed : 0;
     p->fd = fd;
     p->session = session;
     p->next_number = reply->next_number;
     p->max_payload = reply->max_payload;
     p->credit = reply->credit;
     p->reserve = reply->reserve;
-    p->spent = 0;
-    p->journaled = 0;
+    p->capacity = reply->capacity;
+    p->spent = p->progress_spent = 0;
+    p->journaled = plan == REMUS_PLAN_CATCH_UP;
+    p->direct = !p->journaled;
     p->resync_step = 0;
     p->epoch_records = p->epoch_bytes = 0;
+    p->session_first = p->catch_epoch = p->open_epoch;
+    p->caught_up = 0;
     /* A close that began meanwhile wins. */
     p->stats.connected = p->streaming = !p->stopping;
-    p->stats.link_changed_ns = p->last_rx_ns = now_ns(p);
-    p->stats.resync_total = r.range;
+    p->stats.link_changed_ns = p->last_rx_ns = p->progress_ns = now_ns(p);
     p->stats.resync_done = 0;
-    remus_primary_set_state(p, REMUS_STATE_CATCHING_UP,
-                            "copying the disks to the backup");
+}
+
+static const char *const plan_text[] = {
+    [REMUS_PLAN_COPY] = "copying the disks to the backup",
+    [REMUS_PLAN_CATCH_UP] = "sending what changed meanwhile",
+    [REMUS_PLAN_REWRITE] = "writing what changed meanwhile straight to the "
+                           "backup's disks: Inconsistent until it is done",
+};
+
+/* From here on every write is queued. */
+static void start_stream(remus_primary *p, int fd, uint64_t session,
+                         const struct remus_hello_reply *reply,
+                         enum remus_plan plan)
+{
+    static const uint8_t step[] = {
+        [REMUS_PLAN_COPY] = REMUS_RESYNC_BEGIN,
+        [REMUS_PLAN_CATCH_UP] = REMUS_RESYNC_CATCH_UP,
+        [REMUS_PLAN_REWRITE] = REMUS_RESYNC_PARTIAL,
+    };
+    struct remus_record r = {.type = REMUS_REC_RESYNC, .flags = step[plan]};
+    struct remus_record commit;
+    /* A writer of an earlier connection may still be copying. */
+    while (atomic_load(&p->queue.publishing))
+        sched_yield();
+    pthread_mutex_lock(&p->queue.send_lock);
+    pthread_mutex_lock(&p->lock);
+    remus_sendq_reset(&p->queue);
+    begin_session(p, fd, session, reply, plan);
+    r.session = session;
+    r.epoch = p->open_epoch;
+    if (plan == REMUS_PLAN_COPY) {
+        remus_dirty_set_valid(&p->dirty, 0);
+        for (unsigned int i = 0; i < p->volume_count; i++)
+            r.range += p->volumes[i].size;
+    } else {
+        r.range = remus_dirty_collect(&p->dirty, reply->held, p->open_epoch);
+    }
+    p->stats.resync_total = r.range;
+    remus_primary_set_state(p, REMUS_STATE_CATCHING_UP, plan_text[plan]);
     struct remus_slot *slot =
         remus_sendq_reserve(&p->queue, REMUS_REC_HEADER);
+    struct remus_slot *again =
+        plan == REMUS_PLAN_CATCH_UP ? commit_again(p, &commit) : NULL;
     pthread_cond_signal(&p->rx_resume);
     pthread_mutex_unlock(&p->lock);
     pthread_mutex_unlock(&p->queue.send_lock);
     remus_sendq_publish(&p->queue, slot, &r, NULL);
+    if (again)
+        remus_sendq_publish(&p->queue, again, &commit, NULL);
 }
 
-static int connect_backup(remus_primary *p)
+/*
+ * There is no room for a catch-up.  Commits that the backup did not get make
+ * some; and what no session will commit any more may be committed, too.
+ */
+static void commit_and_leave(remus_primary *p, int fd, uint64_t session,
+                             const struct remus_hello_reply *reply)
+{
+    unsigned char out[2 * REMUS_REC_HEADER];
+    struct remus_record r = {.type = REMUS_REC_COMMIT, .session = session};
+    struct remus_record bye = {.type = REMUS_REC_BYE, .session = session};
+    size_t used = 0;
+    pthread_mutex_lock(&p->lock);
+    int over = !p->session_open &&
+               (!p->session_ended_ns ||
+                now_ns(p) - p->session_ended_ns > p->grace_ms * 1000000ull);
+    r.epoch = over ? reply->held : p->commit_given;
+    pthread_mutex_unlock(&p->lock);
+    if (r.epoch > reply->committed && r.epoch <= reply->held) {
+        remus_record_encode(&r, out);
+        used = REMUS_REC_HEADER;
+    }
+    remus_record_encode(&bye, out + used);
+    /* If it does not arrive: the next try comes soon.  The last error says
+     * why nothing fits: it stays. */
+    ssize_t n = send(fd, out, used + REMUS_REC_HEADER, MSG_NOSIGNAL);
+    (void)n;
+}
+
+static int connect_backup(remus_primary *p, enum remus_plan *plan)
 {
     struct remus_hello_reply reply;
     uint64_t session;
@@ -193,145 +288,19 @@ static int connect_backup(remus_primary *p)
         return fd;
     err = greet(p, fd, session, &reply);
     if (!err)
+        *plan = remus_primary_plan(p, &reply); /* WAIT: and the last error */
+    if (!err && *plan == REMUS_PLAN_WAIT) {
+        commit_and_leave(p, fd, session, &reply);
+        err = -ENOSPC;
+    }
+    if (!err)
         err = raise_epoch(p, reply.last_epoch);
     if (err) {
         close(fd);
         return err;
     }
-    start_stream(p, fd, session, &reply);
+    start_stream(p, fd, session, &reply, *plan);
     return 0;
-}
-
-/* ---- the engine: first copy ---------------------------------------------------------- */
-
-/* lock held */
-static int step_reached(remus_primary *p, uint64_t step)
-{
-    if (!p->stats.connected || p->stopping)
-        return -EPROTO;
-    return p->resync_step == (int)step;
-}
-
-static int send_step(remus_primary *p, enum remus_resync_step step)
-{
-    struct remus_record r = {.type = REMUS_REC_RESYNC, .flags = (uint8_t)step};
-    pthread_mutex_lock(&p->lock);
-    struct remus_slot *slot = NULL;
-    if (p->stats.connected &&
-        remus_sendq_fits(&p->queue, REMUS_REC_HEADER, 1)) {
-        slot = remus_sendq_reserve(&p->queue, REMUS_REC_HEADER);
-        r.session = p->session;
-        if (step == REMUS_RESYNC_END) {
-            r.epoch = p->open_epoch;
-            p->journaled = 1;
-        }
-    }
-    pthread_mutex_unlock(&p->lock);
-    if (!slot)
-        return -EPROTO;
-    remus_sendq_publish(&p->queue, slot, &r, NULL);
-    return 0;
-}
-
-/* One of our records, and the backup's answer to it. */
-static int exchange_step(remus_primary *p, enum remus_resync_step ask,
-                         enum remus_resync_step answer_step)
-{
-    int err = send_step(p, ask);
-    if (!err)
-        err = remus_primary_wait_for(p, step_reached, answer_step, -1);
-    return err < 0 ? err : 0;
-}
-
-static int copy_volume(remus_primary *p, unsigned int volume,
-                       unsigned char *buf)
-{
-    uint64_t size = p->volumes[volume].size;
-    for (uint64_t at = 0; at < size;) {
-        uint64_t left = size - at;
-        size_t n = left < COPY_BYTES ? (size_t)left : COPY_BYTES;
-        int err = remus_primary_copy_range(p, volume, at, n, buf);
-        if (err)
-            return err;
-        pthread_mutex_lock(&p->lock);
-        int go = p->stats.connected && !p->stopping;
-        pthread_mutex_unlock(&p->lock);
-        if (!go)
-            return -EPROTO;
-        at += n;
-    }
-    return 0;
-}
-
-static int copy_all(remus_primary *p)
-{
-    unsigned char *buf = aligned_alloc(REMUS_PAGE, COPY_BYTES);
-    if (!buf)
-        return remus_fail(-ENOMEM, "out of memory");
-    int err = 0;
-    for (unsigned int i = 0; !err && i < p->volume_count; i++)
-        err = copy_volume(p, i, buf);
-    free(buf);
-    return err;
-}
-
-/* lock held */
-static int epoch_applied(remus_primary *p, uint64_t epoch)
-{
-    if (!p->stats.connected || p->stopping)
-        return -EPROTO;
-    return p->applied >= epoch;
-}
-
-static int epoch_acked(remus_primary *p, uint64_t epoch)
-{
-    if (!p->stats.connected || p->stopping)
-        return -EPROTO;
-    return p->acked >= epoch;
-}
-
-/* The checkpoint that ends Inconsistent, taken by the engine itself. */
-static int first_checkpoint(remus_primary *p)
-{
-    uint64_t epoch;
-    int rc = remus_primary_barrier(p, NULL, 0, REMUS_CP_DISK_ONLY, 0, &epoch);
-    if (rc < 0)
-        return rc;
-    rc = remus_primary_wait_for(p, epoch_acked, epoch, -1);
-    if (rc < 0)
-        return rc;
-    struct remus_record r;
-    int err = 0;
-    pthread_mutex_lock(&p->lock);
-    struct remus_slot *slot =
-        remus_primary_reserve_commit(p, &r, epoch, &err);
-    pthread_mutex_unlock(&p->lock);
-    if (!slot)
-        return -EPROTO;
-    remus_primary_send_now(p, slot, &r, NULL);
-    rc = remus_primary_wait_for(p, epoch_applied, epoch, -1);
-    return rc < 0 ? rc : 0;
-}
-
-static int catch_up(remus_primary *p)
-{
-    int err = copy_all(p);
-    /* Most of the data is synced while writes still go straight to the
-     * disks; the second sync, at END, has little left to do. */
-    if (!err)
-        err = exchange_step(p, REMUS_RESYNC_FLUSH, REMUS_RESYNC_FLUSHED);
-    if (!err)
-        err = exchange_step(p, REMUS_RESYNC_END, REMUS_RESYNC_DONE);
-    if (!err)
-        err = first_checkpoint(p);
-    if (err && err != -EPROTO)
-        remus_primary_link_lost(p, "first copy: %s", remus_last_error());
-    pthread_mutex_lock(&p->lock);
-    if (!err && p->stats.connected)
-        remus_primary_set_state(p, REMUS_STATE_PROTECTED,
-                                "every checkpoint is safe on the backup");
-    pthread_mutex_unlock(&p->lock);
-    return err;
 }
 
 /* ---- the engine: watching -------------------------------------------------------------- */
@@ -358,8 +327,23 @@ static void check_silence(remus_primary *p, uint64_t now)
         now > p->last_rx_ns ? (now - p->last_rx_ns) / 1000000u : 0;
     uint64_t stalled_ms = remus_primary_oldest_wait(p, now) / 1000000u;
     /* Nothing but a ping is waiting to be sent: room is not what lacks. */
-    int credit = p->journaled && remus_sendq_bytes(&p->queue) < REMUS_PAGE;
+    uint64_t queued = remus_sendq_bytes(&p->queue);
+    int credit = p->journaled && queued < REMUS_PAGE;
     uint64_t epoch = p->open_epoch;
+    /* In a catch-up no checkpoint of anybody's can make room. */
+    int hopeless = p->state == REMUS_STATE_CATCHING_UP &&
+                   p->applied >= p->committed && stalled_ms > HOPELESS_MS;
+    uint64_t waiting = p->barrier_epoch >= p->session_first
+                           ? p->barrier_epoch
+                           : 0;
+    uint64_t late_ms = 0;
+    if (waiting > p->acked && queued < REMUS_PAGE && now > p->progress_ns)
+        late_ms = (now - p->progress_ns) / 1000000u;
+    /* A large epoch may take its time to become durable. */
+    uint64_t patience =
+        p->loss_ms + (p->spent - p->progress_spent) / SLOWEST_PER_MS;
+    if (up && credit && hopeless)
+        p->wont_fit = p->capacity;
     pthread_mutex_unlock(&p->lock);
     if (!up)
         return;
@@ -367,6 +351,18 @@ static void check_silence(remus_primary *p, uint64_t now)
         remus_primary_link_lost(
             p, "backup lost: nothing from it for %llu ms (limit %u)",
             (ull)silent_ms, p->loss_ms);
+    else if (late_ms > patience)
+        remus_primary_link_lost(
+            p,
+            "backup stalled: it answers pings, but epoch %llu got no ack for "
+            "%llu ms (limit %llu): look at its journal's disk",
+            (ull)waiting, (ull)late_ms, (ull)patience);
+    else if (credit && hopeless)
+        remus_primary_link_lost(
+            p,
+            "the catch-up and what was written meanwhile do not fit into the "
+            "backup's journal: enlarge the journal, or set "
+            "allow_inconsistent = true");
     else if (stalled_ms > p->stall_ms && credit)
         remus_primary_link_lost(
             p,
@@ -376,8 +372,9 @@ static void check_silence(remus_primary *p, uint64_t now)
             (ull)epoch, (ull)stalled_ms);
     else if (stalled_ms > p->stall_ms)
         remus_primary_link_lost(p,
-                                "backup too slow: a write waited %llu ms for "
-                                "the queue (limit %u)",
+                                "backup or link too slow: it answers pings, "
+                                "but a write waited %llu ms for the queue "
+                                "(limit %u)",
                                 (ull)stalled_ms, p->stall_ms);
 }
 
@@ -398,6 +395,21 @@ static void extend_epochs(remus_primary *p)
     pthread_mutex_unlock(&p->lock);
 }
 
+/* Sets of the dirty map that can be forgotten are zeroed here, off the path
+ * of writes and acks. */
+static void forget_stable(remus_primary *p)
+{
+    int set;
+    pthread_mutex_lock(&p->lock);
+    while ((set = remus_dirty_forget_begin(&p->dirty)) >= 0) {
+        pthread_mutex_unlock(&p->lock);
+        remus_dirty_forget(&p->dirty, set);
+        pthread_mutex_lock(&p->lock);
+        remus_dirty_forget_end(&p->dirty, set);
+    }
+    pthread_mutex_unlock(&p->lock);
+}
+
 /* A separate thread watches, because the engine may wait in a copy. */
 void *remus_primary_watch_main(void *arg)
 {
@@ -410,6 +422,7 @@ void *remus_primary_watch_main(void *arg)
             extend_epochs(p);
             pinged = now;
         }
+        forget_stable(p);
         /* If we were stopped ourselves, let what waits be received. */
         if (now - before < 1000000000u)
             check_silence(p, now);
@@ -433,12 +446,49 @@ static void drop_socket(remus_primary *p)
         close(fd);
 }
 
-static void wait_for_end(remus_primary *p)
+void remus_primary_engine_wait(remus_primary *p, uint32_t ms)
 {
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += ms / 1000;
+    until.tv_nsec += (long)(ms % 1000) * 1000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_cond_timedwait(&p->engine_wake, &p->lock, &until);
+}
+
+/* Why there is no connection (the last error); beside it, after a loss, how
+ * the last one ended. */
+static void note_refusal(remus_primary *p, enum remus_plan plan)
+{
+    char text[REMUS_REASON_MAX];
     pthread_mutex_lock(&p->lock);
-    while (p->stats.connected && !p->stopping)
-        pthread_cond_wait(&p->changed, &p->lock);
+    int state = p->state;
+    if (plan == REMUS_PLAN_WAIT) {
+        state = REMUS_STATE_UNPROTECTED;
+        snprintf(text, sizeof text, "%.250s", remus_last_error());
+    } else if (state == REMUS_STATE_CONNECTING) {
+        snprintf(text, sizeof text, "waiting for the backup: %.200s",
+                 remus_last_error());
+    } else {
+        snprintf(text, sizeof text, "%.110s; not back: %.120s",
+                 p->lost_reason, remus_last_error());
+    }
+    if (!p->stopping)
+        remus_primary_set_state(p, state, text);
     pthread_mutex_unlock(&p->lock);
+}
+
+/* 1: the resource was Protected in it. */
+static int run_session(remus_primary *p, enum remus_plan plan)
+{
+    if (remus_primary_resync(p, plan) == 0)
+        remus_primary_attend(p);
+    drop_socket(p);
+    pthread_mutex_lock(&p->lock);
+    int good = p->caught_up && p->acked >= p->catch_epoch;
+    pthread_mutex_unlock(&p->lock);
+    return good;
 }
 
 void *remus_primary_engine_main(void *arg)
@@ -446,21 +496,18 @@ void *remus_primary_engine_main(void *arg)
     remus_primary *p = arg;
     uint32_t pause = p->connect_ms;
     for (;;) {
-        int err = connect_backup(p);
-        if (!err) {
-            catch_up(p);
-            wait_for_end(p);
-            drop_socket(p);
-        }
-        pthread_mutex_lock(&p->lock);
-        int state = p->state;
-        if (err && state == REMUS_STATE_CONNECTING)
-            snprintf(p->reason, sizeof p->reason, "waiting for the backup: "
-                                                  "%.200s",
-                     remus_last_error());
-        pthread_mutex_unlock(&p->lock);
-        if (state != REMUS_STATE_CONNECTING || engine_sleep(p, pause))
+        enum remus_plan plan = REMUS_PLAN_COPY;
+        uint32_t next = pause;
+        if (connect_backup(p, &plan))
+            note_refusal(p, plan);
+        else if (run_session(p, plan))
+            next = pause = RETURN_MS;
+        if (engine_sleep(p, next))
             return NULL;
-        pause = pause * 2 > 8 * p->connect_ms ? 8 * p->connect_ms : pause * 2;
+        /* Doubled each time, from connect_ms to 8 times it. */
+        uint32_t most = 8 * p->connect_ms;
+        pause = pause < p->connect_ms ? p->connect_ms
+                : 2 * pause > most    ? most
+                                      : 2 * pause;
     }
 }

@@ -5,10 +5,13 @@
  *   primary_io.c      reads, writes, ranges, parked requests
  *   primary_link.c    sender, receiver, loss
  *   primary_wait.c    waits for an ack that hold no thread
- *   primary_engine.c  connecting, first copy, watching
+ *   primary_engine.c  connecting, what to do with a backup, watching
+ *   primary_resync.c  first copy, catch-up
+ *   primary_session.c sessions of a toolstack, checkpoints without one
  *   primary_ioctl.c   the node's ioctls: one barrier for all volumes
- *   primary_state.c   epoch numbers that survive the process
  *   primary_epochs.c  statistics: what an epoch took and came to
+ *   primary_state.c   generation and epoch numbers that survive the process
+ *   dirty.c           what the backup may lack
  *   sendq.c           the queue between writers and socket
  *
  * Locks, in the order in which they may be taken:
@@ -27,6 +30,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "dirty.h"
 #include "primary.h"
 #include "record.h"
 #include "sendq.h"
@@ -36,6 +40,7 @@
 #define REMUS_LINGER_MS 100    /* the rx thread stays away so long after a
                                   caller was the receiver */
 #define REMUS_PING_MS 500u     /* both sides */
+#define REMUS_OUTAGES 8        /* of them it is known which epochs they took */
 
 /* A range of a volume with a write (or a copy's read) in flight. */
 struct remus_range {
@@ -74,11 +79,21 @@ struct remus_request {
     unsigned char *into;          /* COPY: where it is read to */
     unsigned char *owned;         /* freed with the request, or NULL */
     uint64_t queued;              /* bytes of the range in the queue */
+    uint32_t set;                 /* pinned in the dirty map, see do_local */
+    int copy;                     /* began as a COPY */
     int result;                   /* of the local write */
     uint64_t since_ns;            /* parked since */
     remus_done_fn done;
     void *opaque;
     struct remus_request *next;   /* lock: parked list, or free list */
+};
+
+/* What is done with a backup that answered our hello. */
+enum remus_plan {
+    REMUS_PLAN_COPY,      /* all, straight to its disks */
+    REMUS_PLAN_CATCH_UP,  /* what changed, through its journal */
+    REMUS_PLAN_REWRITE,   /* what changed, straight to its disks */
+    REMUS_PLAN_WAIT       /* nothing can be done; the reason says why */
 };
 
 /* A wait for an ack that holds no thread (primary_wait.c). */
@@ -117,8 +132,11 @@ struct remus_primary {
     unsigned int volume_count;    /* constant */
     struct remus_pvolume *volumes; /* constant array */
     int lock_file;                /* constant */
+    int allow_inconsistent;       /* constant */
+    uint32_t idle_ms, grace_ms;   /* constant */
     unsigned char generation[REMUS_ID_BYTES]; /* constant */
     struct remus_sendq queue;
+    struct remus_dirty dirty;     /* see dirty.h; its owner is `lock` */
     int wake;                     /* constant: eventfd, set to stop */
     int kick;                     /* constant: eventfd, moves the rx thread */
 
@@ -129,11 +147,13 @@ struct remus_primary {
     pthread_cond_t changed;       /* acked, state, resync step, link */
     pthread_cond_t park_changed;  /* the resumer has something to do */
     pthread_cond_t rx_resume;     /* the rx thread may look again */
+    pthread_cond_t engine_wake;   /* link, session, room: the engine's sleep */
 
     /* All: lock. */
     int stopping;
     int state;                    /* enum remus_state */
     char reason[REMUS_REASON_MAX];
+    char lost_reason[REMUS_REASON_MAX]; /* why the link was lost last */
     int fd;                       /* socket, -1 none; closed by the engine
                                      only, with rx_lock and send_lock held */
     int streaming;                /* writes go into the queue */
@@ -148,9 +168,30 @@ struct remus_primary {
     uint64_t closed_bytes;        /* ... in the epoch before */
     struct remus_timed timed[REMUS_TIMED_MAX]; /* ring */
     uint64_t timed_start, timed_end; /* positions in it, ever rising */
-    uint64_t first_epoch;         /* first one with a barrier */
+    /* Of this process, whatever happened to the link: */
+    uint64_t first_epoch;         /* first one with a barrier; 0: none */
     uint64_t barrier_epoch;       /* newest one with a barrier */
-    uint64_t acked, stable, applied, committed;
+    uint64_t acked;               /* newest that the backup surely has */
+    uint64_t commit_given;        /* newest that was committed here */
+    struct {
+        uint64_t from, to;        /* epochs that will never be acked */
+    } outage[REMUS_OUTAGES];
+    unsigned int outages;         /* so far; the newest ones are kept */
+    /* Of this connection: */
+    uint64_t session_first;       /* its first epoch */
+    uint64_t stable, applied, committed;
+    uint64_t capacity;            /* credit that one epoch can have */
+    uint64_t catch_epoch;         /* ends the copy or catch-up; 0: none */
+    int caught_up;                /* all of that is queued */
+    int direct;                   /* it went straight to the disks */
+    uint64_t progress_ns;         /* last ack, or the first barrier after */
+    uint64_t progress_spent;      /* `spent` at the last ack */
+    /* Sessions of a toolstack. */
+    int session_open;
+    unsigned int node_users;      /* open files that sent ioctl 20 */
+    uint64_t session_ended_ns;    /* without teardown; 0: no grace */
+    uint64_t idle_ns;             /* last checkpoint of the engine */
+    uint64_t wont_fit;            /* capacity that a catch-up passed; 0 */
     int resync_step;              /* newest answer of the backup */
     uint64_t last_rx_ns;
     uint64_t queue_limit;         /* bytes: measured rate x max_pause */
@@ -186,6 +227,11 @@ struct remus_slot *remus_primary_close_epoch(remus_primary *p,
                                              struct remus_record *r,
                                              int flags, size_t tag_len,
                                              int *empty, int *err);
+/* Was this epoch lost with a link, for good?  (lock held) */
+int remus_primary_epoch_lost(const remus_primary *p, uint64_t epoch);
+/* Was all that the epochs up to it hold prepared?  Then the backup follows:
+ * Protected (lock held). */
+void remus_primary_check_caught_up(remus_primary *p);
 /* Reserve a commit of everything acked up to `epoch`; NULL: nothing to do
  * or no room (*err) (lock held). */
 struct remus_slot *remus_primary_reserve_commit(remus_primary *p,
@@ -219,6 +265,23 @@ int remus_primary_check_io(remus_primary *p, unsigned int volume,
 /* primary_engine.c */
 void *remus_primary_engine_main(void *arg);
 void *remus_primary_watch_main(void *arg);
+/* Sleep on engine_wake for at most `ms` (lock held). */
+void remus_primary_engine_wait(remus_primary *p, uint32_t ms);
+
+/* primary_resync.c */
+/* What to do with this backup; WAIT leaves the reason as the last error. */
+enum remus_plan remus_primary_plan(remus_primary *p,
+                                   const struct remus_hello_reply *reply);
+/* Carry it out, on the connection that start_stream prepared; blocks. */
+int remus_primary_resync(remus_primary *p, enum remus_plan plan);
+
+/* primary_session.c */
+/* A toolstack takes checkpoints from here on (lock held). */
+void remus_primary_session_opens(remus_primary *p);
+/* Take checkpoints while no session is open, until the link is lost. */
+void remus_primary_attend(remus_primary *p);
+/* A checkpoint of the engine: barrier, ack, commit; blocks.  *epoch. */
+int remus_primary_own_checkpoint(remus_primary *p, uint64_t *epoch);
 
 /* primary_link.c */
 void *remus_primary_sender_main(void *arg);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A primary's disk I/O.  A write takes its range, goes to the local disk,
- * goes into the queue, and only then gives the range back and is answered:
- * so overlapping writes reach disk and stream in one order.
+ * A primary's disk I/O.  A write takes its range, is marked in the dirty map,
+ * goes to the local disk, goes into the queue, and only then gives the range
+ * back and is answered: so overlapping writes reach disk and stream in one
+ * order, and what a killed process left on the disk is marked.
  *
  * A request that meets a busy range or a full queue is parked.  The resumer
  * thread finishes it; nobody else ever waits for it (FUSE workers least of
@@ -90,6 +91,21 @@ static int has_room(remus_primary *p, uint64_t length, uint64_t cost)
 }
 
 /*
+ * The set in which a write was marked before it went to the disk can be of
+ * an epoch that closed since, and forgotten once that is stable: so it is
+ * marked again in the one to which it belongs, now that this is known
+ * (lock held).
+ */
+static void mark_again(remus_primary *p, const struct remus_request *q,
+                       uint64_t from, uint64_t len)
+{
+    uint32_t open = atomic_load(&p->dirty.open);
+    if (!q->copy && q->set != open)
+        remus_dirty_mark(&p->dirty, open, q->volume, q->range.start + from,
+                         len);
+}
+
+/*
  * Queue what is left of a request's range, as far as there is room.
  * 1: all is queued (or nothing has to be); 0: no room for the rest.
  */
@@ -106,6 +122,7 @@ static int queue_range(remus_primary *p, struct remus_request *q, int first)
         };
         pthread_mutex_lock(&p->lock);
         if (!p->streaming) {
+            mark_again(p, q, q->queued, left);
             pthread_mutex_unlock(&p->lock);
             return 1;
         }
@@ -115,7 +132,8 @@ static int queue_range(remus_primary *p, struct remus_request *q, int first)
             r.range = n;
         else
             r.length = (uint32_t)n;
-        r.flags = (uint8_t)(p->journaled ? 0 : REMUS_REC_DIRECT);
+        r.flags = (uint8_t)((p->journaled ? 0 : REMUS_REC_DIRECT) |
+                            (q->copy ? REMUS_REC_CATCH_UP : 0));
         uint64_t cost = remus_record_cost(&r);
         /* Those who wait go first, or large writes would wait for ever. */
         if ((first && p->parked_room) ||
@@ -134,7 +152,8 @@ static int queue_range(remus_primary *p, struct remus_request *q, int first)
             p->spent += cost;
         }
         p->stats.records++;
-        if (q->kind == REMUS_REQ_COPY)
+        mark_again(p, q, q->queued, n);
+        if (q->copy)
             p->stats.resync_done += n;
         else if (zero)
             p->stats.bytes_zeroed += n;
@@ -165,6 +184,9 @@ static void after_local_error(remus_primary *p, struct remus_request *q)
     if (err) {
         free(again);
         q->queued = len;
+        pthread_mutex_lock(&p->lock);
+        mark_again(p, q, 0, len);
+        pthread_mutex_unlock(&p->lock);
         remus_primary_link_lost(
             p,
             "volume %s: a local write of %zu bytes at %llu failed and the "
@@ -185,6 +207,10 @@ static void do_local(remus_primary *p, struct remus_request *q)
     struct remus_pvolume *v = &p->volumes[q->volume];
     size_t len = (size_t)(q->range.end - q->range.start);
     int err = 0;
+    if (!q->copy) {
+        q->set = remus_dirty_pin(&p->dirty);
+        remus_dirty_mark(&p->dirty, q->set, q->volume, q->range.start, len);
+    }
     switch (q->kind) {
     case REMUS_REQ_WRITE:
         err = remus_io_write(p->io, v->file, q->data, len, q->range.start);
@@ -207,6 +233,14 @@ static void do_local(remus_primary *p, struct remus_request *q)
     q->result = err;
     if (err)
         after_local_error(p, q);
+}
+
+/* It is queued, or marked where it stays marked until it was. */
+static void release(remus_primary *p, struct remus_request *q)
+{
+    if (!q->copy)
+        remus_dirty_unpin(&p->dirty, q->set);
+    range_give(p, &p->volumes[q->volume], &q->range);
 }
 
 /* ---- parking ------------------------------------------------------------------ */
@@ -232,6 +266,7 @@ static void park(remus_primary *p, struct remus_request *q,
     if (step == REMUS_REQ_ROOM) {
         p->parked_room++;
         atomic_store(&p->room_wanted, 1);
+        pthread_cond_signal(&p->engine_wake); /* a checkpoint makes room */
     }
     /* What it waits for may have come while it was on its way here. */
     p->park_kick = 1;
@@ -266,7 +301,7 @@ static void free_request(remus_primary *p, struct remus_request *q)
 
 static void finish(remus_primary *p, struct remus_request *q)
 {
-    range_give(p, &p->volumes[q->volume], &q->range);
+    release(p, q);
     remus_done_fn done = q->done;
     void *opaque = q->opaque;
     int result = q->result;
@@ -382,7 +417,7 @@ static int submit(remus_primary *p, struct remus_request *proto, int borrow)
     if (range_take(v, &q->range, 1)) {
         do_local(p, q);
         if (queue_range(p, q, 1)) {
-            range_give(p, v, &q->range);
+            release(p, q);
             free(q->owned);
             return q->result;
         }
@@ -403,7 +438,8 @@ static int submit(remus_primary *p, struct remus_request *proto, int borrow)
             remus_primary_link_lost(p, "volume %s: out of memory for a "
                                        "waiting write",
                                     v->name);
-            range_give(p, v, &q->range);
+            queue_range(p, q, 0); /* marks it: nothing is sent any more */
+            release(p, q);
         } else {
             range_stop_waiting(v);
         }
@@ -544,6 +580,7 @@ int remus_primary_copy_range(remus_primary *p, unsigned int volume,
                              uint64_t offset, size_t len, unsigned char *buf)
 {
     struct remus_request q = {.kind = REMUS_REQ_COPY,
+                              .copy = 1,
                               .volume = volume,
                               .range = {offset, offset + len, NULL},
                               .into = buf};

@@ -36,6 +36,7 @@ int remus_primary_ioctl_send(remus_primary *p, unsigned int volume,
                                            (size_t)len, &empty, &err);
         if (second) {
             remus_primary_epoch_closed(p, barrier.epoch, start);
+            remus_primary_session_opens(p);
             p->node_barrier = v->joined = barrier.epoch;
             p->node_empty = empty;
         }
@@ -67,16 +68,6 @@ int remus_primary_ioctl_commit(remus_primary *p, unsigned int volume)
         remus_primary_epoch_committed(p, r.epoch, start);
     }
     return err ? -EPROTO : 0;
-}
-
-void remus_primary_ioctl_release(remus_primary *p, unsigned int volume)
-{
-    (void)volume;
-    pthread_mutex_lock(&p->lock);
-    /* The next ioctl 20 of any volume begins a new session: it must not
-     * join a barrier that is older than the writes before it. */
-    p->node_barrier = 0;
-    pthread_mutex_unlock(&p->lock);
 }
 
 unsigned int remus_primary_volume_count(remus_primary *p)

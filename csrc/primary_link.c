@@ -41,18 +41,20 @@ void remus_primary_link_lost(remus_primary *p, const char *format, ...)
         p->stats.connected = 0;
         p->stats.link_changed_ns = now_ns(p);
         p->streaming = 0;
-        /* A copy that was cut short is begun again; after it, this version
-         * does not come back by itself. */
-        int again = p->state == REMUS_STATE_CATCHING_UP;
+        /* Before the end of a first copy there was nothing to lose. */
+        int first = p->state == REMUS_STATE_CATCHING_UP &&
+                    !remus_dirty_valid(&p->dirty);
         remus_primary_set_state(p,
-                                again ? REMUS_STATE_CONNECTING
+                                first ? REMUS_STATE_CONNECTING
                                       : REMUS_STATE_UNPROTECTED,
                                 text);
+        memcpy(p->lost_reason, text, sizeof p->lost_reason);
         shutdown(p->fd, SHUT_RDWR);
         remus_primary_epochs_lost(p);
         w = remus_primary_take_waiters(p, UINT64_MAX);
         remus_primary_kick_parked(p);
         pthread_cond_broadcast(&p->changed);
+        pthread_cond_signal(&p->engine_wake);
         pthread_cond_signal(&p->rx_resume);
     }
     pthread_mutex_unlock(&p->lock);
@@ -71,31 +73,35 @@ static int on_progress(remus_primary *p, const struct remus_record *r)
         pthread_mutex_unlock(&p->lock);
         return 0;
     }
-    if (r->session != p->session || r->epoch > p->barrier_epoch) {
-        uint64_t newest = p->barrier_epoch;
+    /* Before the first barrier it names epochs of earlier sessions. */
+    uint64_t newest = p->barrier_epoch >= p->session_first
+                          ? p->barrier_epoch
+                          : p->session_first - 1;
+    if (r->session != p->session || r->epoch > newest) {
         pthread_mutex_unlock(&p->lock);
-        /* Before the first barrier it names epochs of earlier sessions. */
-        if (!newest)
-            return 0;
         return remus_fail(-EBADMSG,
                           "ack of epoch %llu, the newest barrier is %llu",
                           (ull)r->epoch, (ull)newest);
     }
     struct remus_waiter *w = NULL;
-    if (r->epoch > p->acked && r->epoch >= p->first_epoch &&
-        p->first_epoch) {
+    if (r->epoch > p->acked && r->epoch >= p->session_first) {
         p->acked = r->epoch;
         remus_primary_epochs_acked(p);
+        p->progress_ns = now_ns(p);
+        p->progress_spent = p->spent;
         w = remus_primary_take_waiters(p, p->acked);
     }
-    if (r->offset > p->stable)
+    if (r->offset > p->stable) {
         p->stable = r->offset;
+        remus_dirty_stable(&p->dirty, p->stable);
+    }
     if (r->number > p->applied)
         p->applied = r->number;
     if (r->range > p->credit) {
         p->credit = r->range;
         remus_primary_kick_parked(p);
     }
+    remus_primary_check_caught_up(p);
     pthread_cond_broadcast(&p->changed);
     pthread_mutex_unlock(&p->lock);
     remus_primary_answer(p, w, 0);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Epoch numbers that survive the primary: state_dir/primary.state says below
- * which number all may have been used.  Numbers are reserved far ahead, so
+ * What survives the primary: state_dir/primary.state says which generation
+ * it is, and below which number all epochs may have been used.  Numbers are reserved far ahead, so
  * that no epoch waits for a disk, and are never used twice.
  *
  * Two slots of 4096 bytes, slot (sequence mod 2) is written; the valid one
@@ -9,11 +9,12 @@
  *
  *   offset size
  *    0     4    magic 0x504d4552 ("REMP")
- *    4     4    version, 1
+ *    4     4    version, 2
  *    8     8    sequence
  *   16     8    limit: the first number that was not reserved
- *   24     4    CRC32C of the resource's name
- *   28     4    CRC32C of bytes 0..27
+ *   24    16    generation: random id of this primary
+ *   40     4    CRC32C of the resource's name
+ *   44     4    CRC32C of bytes 0..43
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,11 +25,14 @@
 #include "primary_int.h"
 
 #define MAGIC 0x504d4552u
-#define VERSION 1u
+#define VERSION 2u
+#define NAME_AT 40u
+#define CRC_AT 44u
 
 struct state {
     uint64_t sequence;
     uint64_t limit;
+    unsigned char generation[REMUS_ID_BYTES];
 };
 
 static uint32_t name_crc(const remus_primary *p)
@@ -40,11 +44,12 @@ static int decode(const remus_primary *p, const unsigned char *in,
                   struct state *s)
 {
     if (remus_get32(in) != MAGIC || remus_get32(in + 4) != VERSION ||
-        remus_get32(in + 24) != name_crc(p) ||
-        remus_get32(in + 28) != remus_crc32c(0, in, 28))
+        remus_get32(in + NAME_AT) != name_crc(p) ||
+        remus_get32(in + CRC_AT) != remus_crc32c(0, in, CRC_AT))
         return 0;
     s->sequence = remus_get64(in + 8);
     s->limit = remus_get64(in + 16);
+    memcpy(s->generation, in + 24, REMUS_ID_BYTES);
     return 1;
 }
 
@@ -73,7 +78,7 @@ static int load(const remus_primary *p, int file, const char *path,
     if (n < 0)
         return remus_fail((int)n, "resource %s: read %s: %s", p->resource,
                           path, remus_errno_text((int)n));
-    *s = (struct state){0, 1};
+    *s = (struct state){0, 1, {0}};
     if (remus_get32(buf) == 0 && remus_get32(buf + REMUS_PAGE) == 0)
         return 0;
     int ok0 = decode(p, buf, &slot[0]);
@@ -97,9 +102,17 @@ int remus_primary_state_load(remus_primary *p, uint64_t *next_epoch)
         return file;
     int err = load(p, file, path, &s);
     p->io->close(p->io, file);
-    if (!err)
-        *next_epoch = s.limit;
-    return err;
+    if (err)
+        return err;
+    *next_epoch = s.limit;
+    memcpy(p->generation, s.generation, REMUS_ID_BYTES);
+    if (s.sequence)
+        return 0;
+    /* A new primary.  A backup will know it by this. */
+    err = p->io->random(p->io, p->generation, REMUS_ID_BYTES);
+    if (err)
+        return remus_fail(err, "random numbers: %s", remus_errno_text(err));
+    return remus_primary_state_store(p, s.limit);
 }
 
 int remus_primary_state_store(remus_primary *p, uint64_t limit)
@@ -117,8 +130,9 @@ int remus_primary_state_store(remus_primary *p, uint64_t limit)
         remus_put32(out + 4, VERSION);
         remus_put64(out + 8, s.sequence);
         remus_put64(out + 16, limit);
-        remus_put32(out + 24, name_crc(p));
-        remus_put32(out + 28, remus_crc32c(0, out, 28));
+        memcpy(out + 24, p->generation, REMUS_ID_BYTES);
+        remus_put32(out + NAME_AT, name_crc(p));
+        remus_put32(out + CRC_AT, remus_crc32c(0, out, CRC_AT));
         err = remus_io_write(p->io, file, out, sizeof out,
                              s.sequence % 2 * REMUS_PAGE);
         if (!err)

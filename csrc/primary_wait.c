@@ -149,7 +149,9 @@ int remus_primary_ioctl_wait(remus_primary *p, unsigned int volume,
     int rc = 0;
     pthread_mutex_lock(&p->lock);
     w.epoch = v->joined;
-    if (v->joined && p->acked < v->joined)
+    if (v->joined && remus_primary_epoch_lost(p, v->joined))
+        rc = -EPROTO;
+    else if (v->joined && p->acked < v->joined)
         rc = p->stats.connected ? park(p, &w) : -EPROTO;
     pthread_mutex_unlock(&p->lock);
     return rc;
@@ -205,8 +207,11 @@ int remus_primary_wait_error(remus_primary *p, uint64_t epoch, int rc,
                    (ull)epoch, p->resource);
         break;
     default:
-        remus_fail(rc, "barrier %llu on resource %s: %s", (ull)epoch,
-                   p->resource, p->reason);
+        remus_fail(rc,
+                   "barrier %llu on resource %s: no ack will come: %s; %s is "
+                   "its state now: %s",
+                   (ull)epoch, p->resource, p->lost_reason,
+                   remus_state_name(p->state), p->reason);
         break;
     }
     pthread_mutex_unlock(&p->lock);

@@ -54,7 +54,7 @@ int remus_record_decode(const unsigned char in[REMUS_REC_HEADER],
     r->session = remus_get64(in + 40);
     r->number = remus_get64(in + 48);
     r->payload_crc = remus_get32(in + 56);
-    if (r->type < REMUS_REC_HELLO || r->type > REMUS_REC_BYE)
+    if (r->type < REMUS_REC_HELLO || r->type >= REMUS_REC_TYPES)
         return remus_fail(-EBADMSG, "record: unknown type %u", r->type);
     if (r->length > REMUS_REC_PAYLOAD_MAX)
         return remus_fail(-EBADMSG, "record: payload of %u bytes, limit %u",
@@ -102,10 +102,15 @@ size_t remus_hello_encode(const struct remus_hello *h, unsigned char *out)
     remus_put64(out + 8, h->next_epoch);
     memcpy(out + 16, h->generation, REMUS_ID_BYTES);
     memcpy(out + 32, h->resource, sizeof h->resource);
+    remus_put16(out + 96, h->ancestors);
     unsigned char *p = out + REMUS_HELLO_FIXED;
     for (unsigned int i = 0; i < h->volumes; i++, p += REMUS_HELLO_VOLUME) {
         memcpy(p, h->name[i], sizeof h->name[i]);
         remus_put64(p + 64, h->size[i]);
+    }
+    for (unsigned int i = 0; i < h->ancestors; i++, p += REMUS_HELLO_ANCESTOR) {
+        memcpy(p, h->ancestor[i].id, REMUS_ID_BYTES);
+        remus_put64(p + 16, h->ancestor[i].end);
     }
     return (size_t)(p - out);
 }
@@ -128,14 +133,23 @@ int remus_hello_decode(const unsigned char *in, size_t len,
     h->next_epoch = remus_get64(in + 8);
     memcpy(h->generation, in + 16, REMUS_ID_BYTES);
     memcpy(h->resource, in + 32, REMUS_NAME_MAX);
+    h->ancestors = remus_get16(in + 96);
     if (h->volumes == 0 || h->volumes > REMUS_VOLUMES_MAX ||
-        len != REMUS_HELLO_FIXED + h->volumes * (size_t)REMUS_HELLO_VOLUME)
-        return remus_fail(-EBADMSG, "hello of %zu bytes with %u volumes",
-                          len, h->volumes);
+        h->ancestors > REMUS_ANCESTORS_MAX ||
+        len != REMUS_HELLO_FIXED + h->volumes * (size_t)REMUS_HELLO_VOLUME +
+                   h->ancestors * (size_t)REMUS_HELLO_ANCESTOR)
+        return remus_fail(-EBADMSG,
+                          "hello of %zu bytes with %u volumes and %u "
+                          "ancestors",
+                          len, h->volumes, h->ancestors);
     const unsigned char *p = in + REMUS_HELLO_FIXED;
     for (unsigned int i = 0; i < h->volumes; i++, p += REMUS_HELLO_VOLUME) {
         memcpy(h->name[i], p, REMUS_NAME_MAX);
         h->size[i] = remus_get64(p + 64);
+    }
+    for (unsigned int i = 0; i < h->ancestors; i++, p += REMUS_HELLO_ANCESTOR) {
+        memcpy(h->ancestor[i].id, p, REMUS_ID_BYTES);
+        h->ancestor[i].end = remus_get64(p + 16);
     }
     return 0;
 }
@@ -150,25 +164,37 @@ void remus_hello_reply_encode(const struct remus_hello_reply *h,
     remus_put64(out + 24, h->credit);
     remus_put64(out + 32, h->reserve);
     memcpy(out + 40, h->generation, REMUS_ID_BYTES);
+    remus_put64(out + 56, h->held);
+    remus_put64(out + 64, h->committed);
+    remus_put64(out + 72, h->capacity);
+    remus_put32(out + 80, h->content);
+    remus_put32(out + 84, 0);
 }
 
 int remus_hello_reply_decode(const unsigned char *in, size_t len,
                              struct remus_hello_reply *h)
 {
-    if (len != REMUS_HELLO_REPLY_BYTES)
+    h->version = len >= 4 ? remus_get32(in) : 0;
+    if (len != REMUS_HELLO_REPLY_BYTES && h->version == REMUS_WIRE_VERSION)
         return remus_fail(-EBADMSG, "hello reply of %zu bytes", len);
-    h->version = remus_get32(in);
+    if (h->version != REMUS_WIRE_VERSION)
+        return remus_fail(-EBADMSG,
+                          "the backup speaks stream version %u, this "
+                          "primary %u: install the same release on both",
+                          h->version, REMUS_WIRE_VERSION);
     h->max_payload = remus_get32(in + 4);
     h->last_epoch = remus_get64(in + 8);
     h->next_number = remus_get64(in + 16);
     h->credit = remus_get64(in + 24);
     h->reserve = remus_get64(in + 32);
     memcpy(h->generation, in + 40, REMUS_ID_BYTES);
-    if (h->version != REMUS_WIRE_VERSION)
-        return remus_fail(-EBADMSG,
-                          "the backup speaks stream version %u, this "
-                          "primary %u: install the same release on both",
-                          h->version, REMUS_WIRE_VERSION);
+    h->held = remus_get64(in + 56);
+    h->committed = remus_get64(in + 64);
+    h->capacity = remus_get64(in + 72);
+    h->content = remus_get32(in + 80);
+    if (h->content > REMUS_CONTENT_CONSISTENT)
+        return remus_fail(-EBADMSG, "hello reply: unknown content %u",
+                          h->content);
     if (h->max_payload == 0 || h->max_payload > REMUS_REC_PAYLOAD_MAX)
         return remus_fail(-EBADMSG, "hello reply: payload limit %u",
                           h->max_payload);

@@ -28,7 +28,7 @@
  *
  * ACK, APPLIED and PING (backup to primary) carry: epoch = newest acked,
  * offset = newest stable, range = credit (journal cost the primary may have
- * spent in this session), number = newest counted record seen.
+ * spent in this session), number = newest epoch that the disks durably hold.
  *
  * APPLIED may have a payload: what epochs came to, 24 bytes each (struct
  * remus_measured).  It is not in ACK: an ack carries nothing that can wait.
@@ -45,7 +45,7 @@
 #define REMUS_REC_HEADER 64u
 #define REMUS_REC_PAYLOAD_MAX (1u << 20)
 #define REMUS_PAGE 4096u
-#define REMUS_WIRE_VERSION 1u
+#define REMUS_WIRE_VERSION 2u
 
 enum remus_record_type {
     REMUS_REC_HELLO = 1,       /* primary: struct remus_hello */
@@ -59,11 +59,15 @@ enum remus_record_type {
     REMUS_REC_RESYNC = 9,      /* step of a copy, see REMUS_RESYNC_* */
     REMUS_REC_PING = 10,       /* alive */
     REMUS_REC_ERROR = 11,      /* payload: text; the connection ends */
-    REMUS_REC_BYE = 12         /* the sender ends on purpose */
+    REMUS_REC_BYE = 12,        /* the sender ends on purpose */
+    REMUS_REC_HASH = 13,       /* primary: hashes of the blocks of a range */
+    REMUS_REC_HASH_REPLY = 14, /* backup: which of them differ here */
+    REMUS_REC_TYPES            /* one more than the largest */
 };
 
 /* Flags of WRITE and ZERO. */
-#define REMUS_REC_DIRECT 1u /* part of a copy: straight to the disk */
+#define REMUS_REC_DIRECT 1u   /* part of a copy: straight to the disk */
+#define REMUS_REC_CATCH_UP 2u /* read from the disk, not written by a guest */
 /* Flags of BARRIER: REMUS_CP_IOCTL, REMUS_CP_DISK_ONLY of remus.h. */
 
 /* Steps of a copy, in `flags` of RESYNC. */
@@ -72,7 +76,11 @@ enum remus_resync_step {
     REMUS_RESYNC_FLUSH = 2,   /* backup: sync the disks, answer FLUSHED */
     REMUS_RESYNC_FLUSHED = 3,
     REMUS_RESYNC_END = 4,     /* counted records follow, first `epoch` */
-    REMUS_RESYNC_DONE = 5
+    REMUS_RESYNC_DONE = 5,
+    REMUS_RESYNC_CATCH_UP = 6, /* counted records follow, first `epoch`;
+                                  range: bytes that are to come in it */
+    REMUS_RESYNC_PARTIAL = 7   /* as BEGIN, but the disks count: first move
+                                  every closed epoch into them */
 };
 
 struct remus_record {
@@ -114,6 +122,16 @@ uint32_t remus_record_run(uint32_t run, uint32_t wire_header_crc);
  */
 uint64_t remus_record_cost(const struct remus_record *r);
 
+/* What a backup's disks and journal hold together. */
+enum remus_content {
+    REMUS_CONTENT_NONE,      /* never a copy */
+    REMUS_CONTENT_PARTIAL,   /* a copy was begun and cut short */
+    REMUS_CONTENT_COMPLETE,  /* all up to `held`, but nothing committed */
+    REMUS_CONTENT_CONSISTENT /* all up to `held`, and a checkpoint */
+};
+
+#define REMUS_ANCESTORS_MAX 16
+
 /* The first words of both sides; the layout is in docs/formats.md. */
 struct remus_hello {
     uint32_t version;
@@ -122,6 +140,11 @@ struct remus_hello {
     uint16_t volumes;
     uint64_t next_epoch; /* the primary's lower bound */
     unsigned char generation[REMUS_ID_BYTES];
+    uint16_t ancestors;  /* generations before, newest first */
+    struct {
+        unsigned char id[REMUS_ID_BYTES];
+        uint64_t end;    /* epoch with which it ended */
+    } ancestor[REMUS_ANCESTORS_MAX];
     char resource[REMUS_NAME_MAX + 1];
     char name[REMUS_VOLUMES_MAX][REMUS_NAME_MAX + 1];
     uint64_t size[REMUS_VOLUMES_MAX];
@@ -134,7 +157,11 @@ struct remus_hello_reply {
     uint64_t next_number;   /* number of the first counted record */
     uint64_t credit;
     uint64_t reserve;       /* credit beyond the limit, for barriers */
-    unsigned char generation[REMUS_ID_BYTES];
+    unsigned char generation[REMUS_ID_BYTES]; /* whose disks it holds */
+    uint64_t held;          /* newest closed epoch that is here */
+    uint64_t committed;
+    uint64_t capacity;      /* credit that one epoch can have at most */
+    uint32_t content;       /* enum remus_content */
 };
 
 /* What an epoch came to, found out by the backup when it applied it. */
@@ -152,11 +179,13 @@ void remus_measured_encode(const struct remus_measured *m,
 void remus_measured_decode(const unsigned char in[REMUS_MEASURED_BYTES],
                            struct remus_measured *m);
 
-#define REMUS_HELLO_FIXED 96u
+#define REMUS_HELLO_FIXED 104u
 #define REMUS_HELLO_VOLUME 72u
+#define REMUS_HELLO_ANCESTOR 24u
 #define REMUS_HELLO_MAX                                                      \
-    (REMUS_HELLO_FIXED + REMUS_HELLO_VOLUME * REMUS_VOLUMES_MAX)
-#define REMUS_HELLO_REPLY_BYTES 56u
+    (REMUS_HELLO_FIXED + REMUS_HELLO_VOLUME * REMUS_VOLUMES_MAX +            \
+     REMUS_HELLO_ANCESTOR * REMUS_ANCESTORS_MAX)
+#define REMUS_HELLO_REPLY_BYTES 88u
 
 /* Returns the length written (at most REMUS_HELLO_MAX). */
 size_t remus_hello_encode(const struct remus_hello *h, unsigned char *out);

@@ -127,6 +127,7 @@ int remus_journal_recover(struct remus_journal *j, uint64_t tail,
         if (rc)
             break;
         salt = seg.salt;
+        j->salts[seq % j->segments] = salt;
     }
     free(buf);
     if (rc < 0)

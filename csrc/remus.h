@@ -131,14 +131,16 @@ struct remus_status {
     uint64_t journal_limit;     /* backup: bytes of all segments */
     uint64_t parked_writes;     /* primary: writes waiting for room now */
     uint64_t stalls;            /* primary: writes that ever had to wait */
-    uint64_t resync_done;       /* bytes of the first copy that are sent */
-    uint64_t resync_total;      /* bytes of the first copy */
+    uint64_t resync_done;       /* bytes of the copy or catch-up so far */
+    uint64_t resync_total;      /* bytes of the copy or catch-up */
     uint64_t link_changed_ns;   /* when `connected` last changed */
     uint64_t measured_epoch;    /* newest epoch of which the next two are
                                    known: the backup finds them out when it
                                    applies it, and tells the primary */
     uint64_t epoch_extents;     /* ranges of bytes that it holds */
     uint64_t epoch_coalesced;   /* bytes overwritten within it */
+    uint64_t dirty_bytes;       /* primary, not Protected: what the backup
+                                   lacks, in whole blocks of 16 KiB */
 };
 
 /* A checkpoint that a backup can be promoted to. */
@@ -297,7 +299,15 @@ struct remus_primary_config {
                                    0: 3000 */
     uint32_t stall_ms;          /* a write that waited so long ends
                                    replication; 0: 10000 */
-    uint32_t connect_ms;        /* pause between first connects; 0: 250 */
+    uint32_t connect_ms;        /* pause between connects, doubled up to 8
+                                   times it; 0: 250 */
+    int allow_inconsistent;     /* 1: a catch-up beyond the backup's journal
+                                   may go straight to its disks, which are
+                                   Inconsistent until it is committed */
+    uint32_t idle_ms;           /* without a session, a checkpoint by itself
+                                   so often; 0: 1000 */
+    uint32_t grace_ms;          /* ... but not so soon after a session that
+                                   ended without teardown; 0: 60000 */
     const char *epochs_file;    /* where other processes find the epoch
                                    statistics (remus_epochs_create); NULL:
                                    they are kept for this process only */
@@ -305,8 +315,9 @@ struct remus_primary_config {
 
 /*
  * Open the local disks of a resource, exclusively, and start its engine,
- * which connects to the backup (again and again until it is there), copies
- * the disks, and takes the first checkpoint.  Reads and writes work at once.
+ * which connects to the backup, again and again, and brings it up to date:
+ * all of the disks the first time, later only what changed.  Which blocks
+ * that are is kept in state_dir/dirty.map.  Reads and writes work at once.
  * Blocks for local I/O only.
  * Errors: -EBUSY another process has the state directory or a disk;
  * -EINVAL bad configuration; -ENOENT no such disk; -EPERM an address that
@@ -317,7 +328,7 @@ REMUS_API int remus_primary_open(const struct remus_primary_config *config,
 
 /*
  * Wait until the resource is Protected, at most `timeout_ms`.  Errors:
- * -ETIMEDOUT; -EPROTO replication ended (the text says why).
+ * -ETIMEDOUT (the text says what it is instead, and why).
  */
 REMUS_API int remus_primary_wait_protected(remus_primary *p,
                                            int64_t timeout_ms);
@@ -376,6 +387,17 @@ REMUS_API int remus_primary_preresume(remus_primary *p, uint64_t epoch,
  * Errors: -EINVAL not acked yet, or no such barrier; -EPROTO backup lost.
  */
 REMUS_API int remus_primary_commit(remus_primary *p, uint64_t epoch);
+
+/*
+ * A session: the time in which a toolstack takes the checkpoints.  Outside
+ * of one the engine takes them by itself (REMUS_CP_DISK_ONLY), every
+ * `idle_ms` in which something was written; in one it never does.  The first
+ * postsuspend begins one, too.  After a loss, a catch-up that ends in a
+ * session is completed by that session's next postsuspend, which succeeds as
+ * soon as all that changed is queued.  Never block.  Idempotent.
+ */
+REMUS_API int remus_primary_session_begin(remus_primary *p);
+REMUS_API int remus_primary_session_end(remus_primary *p);
 
 /* The state and counters now.  Never blocks on I/O. */
 REMUS_API int remus_primary_status(remus_primary *p,

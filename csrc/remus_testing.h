@@ -74,7 +74,8 @@ REMUS_API int remus_test_backup_open(const struct remus_backup_config *config,
                                      remus_sim *sim, remus_backup **out);
 /*
  * Begin a session as a primary's connection would, without a copy: the
- * disks count as equal.  Sets the first epoch and number.
+ * disks count as equal.  Sets the first epoch and number.  Ends the session
+ * before, as the loss of its connection would.
  */
 REMUS_API int remus_test_backup_begin(remus_backup *b);
 /* One record into the open epoch. */
@@ -101,6 +102,39 @@ REMUS_API void remus_test_backup_abandon(remus_backup *b);
 REMUS_API const char *remus_sim_failed_op(remus_sim *sim);
 /* Shall drop_cache take effect?  At first it does nothing, as a hint may. */
 REMUS_API void remus_sim_drops_cache(remus_sim *sim, int on);
+
+/*
+ * A dirty map on simulated files, without a primary (dirty.h).  mark:
+ * pin >= 0 marks in the set of an earlier pin, else in the
+ * open one.  forget: what the primary's thread does.
+ */
+typedef struct remus_test_dirty remus_test_dirty;
+REMUS_API int remus_test_dirty_open(remus_sim *sim, const char *state_dir,
+                                    const uint64_t *sizes,
+                                    unsigned int volumes,
+                                    unsigned int generation,
+                                    remus_test_dirty **out);
+REMUS_API void remus_test_dirty_close(remus_test_dirty *t, int clean);
+REMUS_API int remus_test_dirty_valid(remus_test_dirty *t);
+REMUS_API uint64_t remus_test_dirty_forgotten(remus_test_dirty *t);
+REMUS_API void remus_test_dirty_base(remus_test_dirty *t, uint64_t epoch);
+REMUS_API int remus_test_dirty_pin(remus_test_dirty *t);
+REMUS_API void remus_test_dirty_unpin(remus_test_dirty *t, int pin);
+REMUS_API void remus_test_dirty_mark(remus_test_dirty *t, int pin,
+                                     unsigned int volume, uint64_t offset,
+                                     uint64_t len);
+REMUS_API void remus_test_dirty_roll(remus_test_dirty *t, uint64_t epoch);
+REMUS_API void remus_test_dirty_stable(remus_test_dirty *t, uint64_t epoch);
+REMUS_API void remus_test_dirty_forget(remus_test_dirty *t);
+REMUS_API uint64_t remus_test_dirty_collect(remus_test_dirty *t,
+                                            uint64_t has, uint64_t epoch);
+REMUS_API int remus_test_dirty_next(remus_test_dirty *t, uint64_t max,
+                                    unsigned int *volume, uint64_t *offset,
+                                    uint64_t *len);
+REMUS_API int remus_test_dirty_test(remus_test_dirty *t, unsigned int volume,
+                                    uint64_t block);
+REMUS_API uint64_t remus_test_dirty_bytes(remus_test_dirty *t);
+#define REMUS_TEST_DIRTY_BLOCK 16384
 
 /* remus_drbd_open with the kind given: 1 our node, 0 a kernel device. */
 REMUS_API int remus_test_drbd_open_as(const char *path, int is_node,

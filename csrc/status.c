@@ -158,6 +158,7 @@ int remus_status_format(const struct remus_status *s, int json, char *buf,
     put_number(&o, "measured_epoch", s->measured_epoch);
     put_number(&o, "epoch_extents", s->epoch_extents);
     put_number(&o, "epoch_coalesced", s->epoch_coalesced);
+    put_number(&o, "dirty_bytes", s->dirty_bytes);
     if (json)
         put(&o, "\n}\n");
     if (o.used >= cap)

@@ -100,6 +100,7 @@ class Status:
     measured_epoch: int
     epoch_extents: int
     epoch_coalesced: int
+    dirty_bytes: int
 
     def __str__(self) -> str:
         return f"{self.role} of {self.resource}: {self.state}: {self.reason}"

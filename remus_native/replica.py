@@ -99,14 +99,20 @@ class Primary(Handle):
     """The side where the guest runs: serves the disks and replicates them.
 
     Opening takes the local disks exclusively and returns at once; the engine
-    connects, copies the disks and takes the first checkpoint in threads of
-    its own (`wait_protected`).  Reads and writes work from the start, from
-    any number of threads.
+    connects, again and again, and brings the backup up to date in threads of
+    its own (`wait_protected`): all of the disks the first time, what changed
+    after a loss.  Reads and writes work from the start, from any number of
+    threads.
 
     ``address``: "unix:/path" or, with ``tls="off"``, "tcp:127.0.0.1:PORT".
     ``max_pause_ms``: the send queue holds at most what the link carries in
     this time.  ``loss_ms``: silence that means the backup is lost.
-    ``stall_ms``: a write that waited so long for room ends replication.
+    ``stall_ms``: a write that waited so long for room means loss, too.
+    ``idle_ms``: without a session (`session_begin`, or the first
+    `postsuspend`) the engine takes a checkpoint so often, ``grace_ms`` after
+    a session that ended without teardown at the earliest.
+    ``allow_inconsistent``: a catch-up beyond the backup's journal goes
+    straight to its disks, instead of waiting for a larger journal.
     ``epochs_file``: where other processes find `epochs`
     (`EpochStatistics.attach`); None keeps them for this process.
 
@@ -130,6 +136,9 @@ class Primary(Handle):
         stall_ms: int = 0,
         connect_ms: int = 0,
         epochs_file: str | os.PathLike[str] | None = None,
+        idle_ms: int = 0,
+        grace_ms: int = 0,
+        allow_inconsistent: bool = False,
     ) -> None:
         super().__init__()
         self._what = f"primary of {resource}"
@@ -143,10 +152,13 @@ class Primary(Handle):
             ("loss_ms", loss_ms),
             ("stall_ms", stall_ms),
             ("connect_ms", connect_ms),
+            ("idle_ms", idle_ms),
+            ("grace_ms", grace_ms),
         ):
             setattr(raw, name, number(name, value, (1 << 32) - 1))
         if epochs_file is not None:
             raw.epochs_file = config.string("epochs_file", os.fspath(epochs_file))
+        raw.allow_inconsistent = int(allow_inconsistent)
         out = ffi.new("remus_primary **")
         rc = lib.remus_primary_open(raw, out)
         if rc < 0:
@@ -238,19 +250,29 @@ class Primary(Handle):
     def wait_protected(self, timeout_s: float | None = None) -> None:
         """Wait until checkpoints can be taken.
 
-        Raises `CheckpointTimeout`, or `ReplicationLost` if replication ended
-        (the text says why).
+        Raises `CheckpointTimeout`; the text says what is missing.
         """
         with self._call() as raw:
             rc = lib.remus_primary_wait_protected(raw, milliseconds(timeout_s))
             if rc < 0:
                 raise_for(rc)
 
+    def session_begin(self) -> None:
+        """A toolstack takes the checkpoints from here on; idempotent."""
+        with self._call() as raw:
+            lib.remus_primary_session_begin(raw)
+
+    def session_end(self) -> None:
+        """It does not any more: the engine may; idempotent."""
+        with self._call() as raw:
+            lib.remus_primary_session_end(raw)
+
     def postsuspend(self, tag: Tag | None = None) -> int:
         """Close the open epoch on every volume and return its number.
 
         Never blocks on network or disk.  Raises `ReplicationLost` if the
-        resource is not Protected.
+        resource is not Protected.  In a catch-up it succeeds again as soon as
+        all that changed is queued: this checkpoint then completes it.
         """
         data = encode_tag(tag)
         with self._call() as raw, self._epoch_lock:
@@ -533,6 +555,7 @@ class ReplicaResource:
             raise DeviceNotReady(
                 f"resource {self.name}: {error}", errno=error.errno, phase="setup"
             ) from error
+        self.primary.session_begin()
         self._ready = True
         self._waiting = self._acked = None
 
@@ -590,5 +613,7 @@ class ReplicaResource:
 
     def teardown(self) -> None:
         """End the session.  The primary stays open; it is its owner's."""
+        if self._ready and not self.primary.closed:
+            self.primary.session_end()
         self._ready = False
         self._waiting = self._acked = None

@@ -14,6 +14,8 @@ import pytest
 from remus_native import Backup, Primary, Volume
 
 SMALL = {"journal_bytes": 1 << 20, "segment_bytes": 65536}
+# No checkpoints but those that a test asks for.
+QUIET = {"idle_ms": 3_600_000}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,7 +77,7 @@ class Pair:
             volumes=self.volumes("primary"),
             address=self.address,
             **self.shared,
-            **mine,
+            **{**QUIET, **mine},
         )
         if wait:
             self.primary.wait_protected(timeout_s=30)

@@ -275,6 +275,11 @@ class Model:
         backup.zero(volume, at, length)
         self.now[volume][at : at + length] = bytes(length)
 
+    def reconnect(self, backup: TestBackup) -> None:
+        """The link is lost and comes back: the open epoch never was."""
+        backup.begin()
+        self.now = [bytearray(disk) for disk in self.at[self.acked]]
+
     def commit(self, backup: TestBackup, epoch: int, *, durably: bool = False) -> None:
         self.commit_given = max(self.commit_given, epoch)
         if durably:
@@ -382,6 +387,10 @@ class Workload:
             model.apply(backup)
         elif step < 7:
             backup.checkpoint()
+        elif step < 9:
+            for _ in range(rng.randrange(9)):
+                self.change(rng, backup, model)
+            model.reconnect(backup)
 
     @staticmethod
     def change(rng: random.Random, backup: TestBackup, model: Model) -> None:

@@ -216,10 +216,16 @@ def encode(
     return head + crc32c(head).to_bytes(4, "little") + payload
 
 
-def hello(resource: str, volumes: list[tuple[str, int]], *, version: int = 1) -> bytes:
+def hello(
+    resource: str,
+    volumes: list[tuple[str, int]],
+    *,
+    version: int = 2,
+    generation: bytes = b"g" * 16,
+) -> bytes:
     """The payload of a HELLO."""
-    fixed = struct.pack("<IBBHQ16s64s", version, 0, 0, len(volumes), 1, b"g" * 16,
-                        resource.encode())  # fmt: skip
+    fixed = struct.pack("<IBBHQ16s64sH6x", version, 0, 0, len(volumes), 1, generation,
+                        resource.encode(), 0)  # fmt: skip
     return fixed + b"".join(
         struct.pack("<64sQ", name.encode(), size) for name, size in volumes
     )

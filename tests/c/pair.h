@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backup.h"
 #include "primary.h"
 #include "remus.h"
 
@@ -51,12 +52,35 @@ static inline void pair_disk(const char *name, uint64_t size)
     close(fd);
 }
 
+static inline void pair_volumes(struct pair *t, int s,
+                                struct remus_volume v[PAIR_VOLUMES])
+{
+    for (int i = 0; i < PAIR_VOLUMES; i++)
+        v[i] = (struct remus_volume){i ? "b" : "a", t->disk[s][i],
+                                     t->size[i]};
+}
+
+/* The backup, open and serving. */
+static inline void pair_open_backup(struct pair *t, remus_io *io)
+{
+    struct remus_volume v[PAIR_VOLUMES];
+    pair_volumes(t, 1, v);
+    const struct remus_backup_config bc = {.resource = "guest0",
+                                           .state_dir = t->state[1],
+                                           .volumes = v,
+                                           .volume_count = PAIR_VOLUMES,
+                                           .journal_bytes = 8u << 20,
+                                           .segment_bytes = 256u << 10};
+    CHECK(remus_backup_open_io(&bc, io ? io : remus_io_system(), &t->b));
+    CHECK(remus_backup_serve(t->b, t->address, 0, 0));
+}
+
 /* Both sides open and Protected; `io` NULL: the system's. */
 static inline void pair_open(struct pair *t, uint64_t size_a, uint64_t size_b,
                              remus_io *io)
 {
     static const char *const side[2] = {"primary", "backup"};
-    struct remus_volume v[2][PAIR_VOLUMES];
+    struct remus_volume v[PAIR_VOLUMES];
     memset(t, 0, sizeof *t);
     t->size[0] = size_a;
     t->size[1] = size_b;
@@ -71,24 +95,19 @@ static inline void pair_open(struct pair *t, uint64_t size_a, uint64_t size_b,
             snprintf(t->disk[s][i], sizeof t->disk[s][i], "%s/%s.%c", dir,
                      side[s], 'a' + i);
             pair_disk(t->disk[s][i], t->size[i]);
-            v[s][i] = (struct remus_volume){i ? "b" : "a", t->disk[s][i],
-                                            t->size[i]};
         }
     }
-    const struct remus_backup_config bc = {.resource = "guest0",
-                                           .state_dir = t->state[1],
-                                           .volumes = v[1],
-                                           .volume_count = PAIR_VOLUMES,
-                                           .journal_bytes = 2u << 20,
-                                           .segment_bytes = 256u << 10};
+    pair_volumes(t, 0, v);
     const struct remus_primary_config pc = {.resource = "guest0",
                                             .state_dir = t->state[0],
-                                            .volumes = v[0],
+                                            .volumes = v,
                                             .volume_count = PAIR_VOLUMES,
                                             .address = t->address,
+                                            .loss_ms = 1000,
+                                            .connect_ms = 20,
+                                            .idle_ms = 3600000,
                                             .queue_bytes = 4u << 20};
-    CHECK(remus_backup_open(&bc, &t->b));
-    CHECK(remus_backup_serve(t->b, t->address, 0, 0));
+    pair_open_backup(t, NULL);
     CHECK(remus_primary_open_io(&pc, io ? io : remus_io_system(), &t->p));
     CHECK(remus_primary_wait_protected(t->p, 20000));
 }
