@@ -432,13 +432,28 @@ unsigned int remus_backup_untold(remus_backup *b, struct remus_measured *out,
     return n;
 }
 
-void remus_backup_progress(remus_backup *b, struct remus_record *r)
+/* lock held */
+static void progress(const remus_backup *b, struct remus_record *r)
 {
-    pthread_mutex_lock(&b->lock);
     r->epoch = b->acked;
     r->offset = remus_backup_stable(b);
     r->range = credit(b);
     r->number = b->super.applied;
     r->session = b->session;
+}
+
+void remus_backup_progress(remus_backup *b, struct remus_record *r)
+{
+    pthread_mutex_lock(&b->lock);
+    progress(b, r);
     pthread_mutex_unlock(&b->lock);
+}
+
+int remus_backup_try_progress(remus_backup *b, struct remus_record *r)
+{
+    if (pthread_mutex_trylock(&b->lock))
+        return 0;
+    progress(b, r);
+    pthread_mutex_unlock(&b->lock);
+    return 1;
 }
