@@ -168,6 +168,8 @@ struct remus_backup {
 };
 
 #define REMUS_APPLY_BYTES (1u << 20)
+#define REMUS_RESERVED_BARRIERS 64u /* the journal keeps room for so many */
+#define REMUS_COMMIT_COST (REMUS_PAGE + 96u) /* a commit, padded, at most */
 
 /* backup.c */
 int remus_backup_open_io(const struct remus_backup_config *config,
@@ -197,6 +199,8 @@ int remus_backup_commit_record(remus_backup *b, uint64_t epoch,
                                int from_primary);
 /* `epoch` is committed (lock held; its epoch is listed). */
 void remus_backup_note_commit(remus_backup *b, uint64_t epoch);
+/* Is nothing left but the reserve?  (lock held) */
+int remus_backup_short_of_room(const remus_backup *b);
 /* Fields of ACK, APPLIED, PING as of now. */
 void remus_backup_progress(remus_backup *b, struct remus_record *r);
 /* The same; 0 and nothing if the lock is taken: never waits. */

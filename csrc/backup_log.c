@@ -126,13 +126,55 @@ static int check_session(const remus_backup *b, const struct remus_hello *h)
     return check_volumes(b, h);
 }
 
+/* Segments that only barriers and commits may use: room for as many of them
+ * as may be without an ack, but no more than a quarter of the journal. */
+static uint64_t reserve(const remus_backup *b)
+{
+    const struct remus_record barrier = {.type = REMUS_REC_BARRIER};
+    uint64_t worth = remus_journal_segment_worth(&b->journal);
+    uint64_t want =
+        (REMUS_RESERVED_BARRIERS * remus_record_cost(&barrier) + worth - 1) /
+        worth;
+    uint64_t most = b->journal.segments / 4;
+    return want < most ? want : most;
+}
+
+int remus_backup_short_of_room(const remus_backup *b)
+{
+    return remus_journal_unused(&b->journal) <= reserve(b);
+}
+
+/* Room that commits still need: each epoch may get one of its own. */
+static uint64_t commits_to_come(const remus_backup *b)
+{
+    size_t low = 0, high = b->epoch_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (b->epochs[middle]->number > b->committed)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return (b->epoch_count - low) * REMUS_COMMIT_COST;
+}
+
+/*
+ * What the primary may spend.  Beyond it, barriers may use the reserve (in
+ * the hello reply), so for both together:
+ *
+ *     credit + reserve = cost so far + room of unused segments
+ *                        - room for the commits to come
+ *
+ * A barrier pays for itself and for its commit: by it the right side does not
+ * grow, so what is held back for commits is never given out again, and every
+ * prepared epoch can be committed, one by one, in a journal full of them.
+ */
 static uint64_t credit(const remus_backup *b)
 {
-    unsigned int unused = remus_journal_unused(&b->journal);
-    /* One segment is kept for barriers and commits. */
-    return b->cost +
-           (unused > 1 ? unused - 1 : 0) *
-               remus_journal_segment_worth(&b->journal);
+    uint64_t worth = remus_journal_segment_worth(&b->journal);
+    uint64_t all = b->cost + remus_journal_unused(&b->journal) * worth;
+    uint64_t kept = reserve(b) * worth + commits_to_come(b);
+    return all > kept ? all - kept : 0;
 }
 
 int remus_backup_session_begin(remus_backup *b, const struct remus_hello *h,
@@ -155,7 +197,8 @@ int remus_backup_session_begin(remus_backup *b, const struct remus_hello *h,
         reply->last_epoch = b->last_epoch;
         reply->next_number = b->next_number;
         reply->credit = credit(b);
-        reply->reserve = remus_journal_segment_worth(&b->journal);
+        reply->reserve =
+            reserve(b) * remus_journal_segment_worth(&b->journal);
         memcpy(reply->generation, b->super.generation, REMUS_ID_BYTES);
         memcpy(b->super.generation, h->generation, REMUS_ID_BYTES);
     }

@@ -194,8 +194,11 @@ static int on_commit(struct remus_backup_net *net,
         return err;
     pthread_mutex_lock(&b->lock);
     int first = b->super.role == REMUS_SUPER_SYNCED;
+    /* The applier was too slow: barriers eat up the reserve.  A later ack
+     * is better than no room for the next barrier. */
+    int now = first || remus_backup_short_of_room(b);
     pthread_mutex_unlock(&b->lock);
-    if (!first) {
+    if (!now) {
         check_space(net);
         return 0;
     }
