@@ -404,7 +404,7 @@ static void *session_main(void *arg)
     return NULL;
 }
 
-/* ---- acceptor thread ------------------------------------------------------ */
+/* ---- acceptor thread --------------------------------------------------- */
 
 static void refuse(int fd, const char *text)
 {
@@ -542,7 +542,7 @@ static void *applier_main(void *arg)
     return NULL;
 }
 
-/* ---- start, fence, stop --------------------------------------------------- */
+/* ---- start, fence, stop ------------------------------------------------ */
 
 static void free_net(struct remus_backup_net *net)
 {

@@ -260,7 +260,7 @@ int remus_primary_status(remus_primary *p, struct remus_status *s)
     return 0;
 }
 
-/* ---- open and close ---------------------------------------------------------- */
+/* ---- open and close ---------------------------------------------------- */
 
 static void preallocate(remus_primary *p)
 {

@@ -25,7 +25,7 @@ static uint64_t now_ns(const remus_primary *p)
     return p->io->now_ns(p->io);
 }
 
-/* ---- the engine: greeting --------------------------------------------------------- */
+/* ---- the engine: greeting ---------------------------------------------- */
 
 /* Sleep, but not longer than until the stop.  1: stop. */
 static int engine_sleep(remus_primary *p, uint32_t ms)
@@ -202,7 +202,7 @@ static int connect_backup(remus_primary *p)
     return 0;
 }
 
-/* ---- the engine: first copy ---------------------------------------------------------- */
+/* ---- the engine: first copy -------------------------------------------- */
 
 /* lock held */
 static int step_reached(remus_primary *p, uint64_t step)
@@ -334,7 +334,7 @@ static int catch_up(remus_primary *p)
     return err;
 }
 
-/* ---- the engine: watching -------------------------------------------------------------- */
+/* ---- the engine: watching ---------------------------------------------- */
 
 static void send_ping(remus_primary *p)
 {
