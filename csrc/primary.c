@@ -423,7 +423,8 @@ static void say_goodbye(remus_primary *p)
     struct remus_record r = {.type = REMUS_REC_BYE};
     pthread_mutex_lock(&p->lock);
     struct remus_slot *slot = NULL;
-    if (p->stats.connected && remus_sendq_fits(&p->queue, REMUS_REC_HEADER, 1)) {
+    if (p->stats.connected &&
+        remus_sendq_fits(&p->queue, REMUS_REC_HEADER, 1)) {
         p->streaming = 0;
         slot = remus_sendq_reserve(&p->queue, REMUS_REC_HEADER);
         r.session = p->session;
