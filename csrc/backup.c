@@ -220,6 +220,7 @@ static int make_super(remus_backup *b)
                              s);
 }
 
+/* Is there a superblock?  1; 0: the state is being made; -errno. */
 static int load_super(remus_backup *b)
 {
     b->super_file =
@@ -229,8 +230,13 @@ static int load_super(remus_backup *b)
                           remus_errno_text(b->super_file));
     int err = remus_super_load(b->io, b->super_file, b->super_path,
                                b->resource, &b->super);
-    if (err == -ENOENT)
-        err = make_super(b);
+    return err == -ENOENT ? 0 : err ? err : 1;
+}
+
+/* The journal is open: make the superblock, or see that they fit. */
+static int check_super(remus_backup *b, int there)
+{
+    int err = there ? 0 : make_super(b);
     if (err)
         return err;
     /* Also if it was there: who made it may have been killed before this.
@@ -239,17 +245,6 @@ static int load_super(remus_backup *b)
     if (err)
         return remus_fail(err, "sync directory %s: %s", b->state_dir,
                           remus_errno_text(err));
-    if (b->super.segment_bytes != b->journal.segment_bytes ||
-        b->super.segments != b->journal.segments)
-        return remus_fail(-EINVAL,
-                          "the journal was made with %llu segments of %llu "
-                          "bytes, configured are %u of %llu: restore the "
-                          "limits, or empty state and journal directory and "
-                          "let the primary copy the disks anew",
-                          (unsigned long long)b->super.segments,
-                          (unsigned long long)b->super.segment_bytes,
-                          b->journal.segments,
-                          (unsigned long long)b->journal.segment_bytes);
     return 0;
 }
 
@@ -289,7 +284,7 @@ static int allocate(remus_backup *b, const struct remus_backup_config *c,
     b->io = io;
     b->ack = c->ack;
     b->commit_by = c->commit_by;
-    b->lock_file = b->super_file = -1;
+    b->lock_file = b->super_file = b->journal_lock = -1;
     pthread_mutex_init(&b->apply_lock, NULL);
     pthread_mutex_init(&b->lock, NULL);
     b->disks = calloc(c->volume_count, sizeof *b->disks);
@@ -306,17 +301,45 @@ static int allocate(remus_backup *b, const struct remus_backup_config *c,
     return 0;
 }
 
+static int check_limits(const remus_backup *b, uint64_t total,
+                        uint64_t segment)
+{
+    const struct remus_super *s = &b->super;
+    if (s->segment_bytes == segment && s->segments == total / segment)
+        return 0;
+    return remus_fail(-EINVAL,
+                      "the journal was made with %llu segments of %llu bytes, "
+                      "configured are %llu of %llu: restore the limits, or "
+                      "empty state and journal directory and let the primary "
+                      "copy the disks anew",
+                      (unsigned long long)s->segments,
+                      (unsigned long long)s->segment_bytes,
+                      (unsigned long long)(total / segment),
+                      (unsigned long long)segment);
+}
+
 static int open_journal(remus_backup *b,
-                        const struct remus_backup_config *config)
+                        const struct remus_backup_config *config, int there)
 {
     char *dir = config->journal_dir ? strdup(config->journal_dir)
                                     : join_path(config->state_dir, "journal");
     if (!dir)
         return remus_fail(-ENOMEM, "out of memory");
-    int err = remus_journal_open(
-        &b->journal, b->io, &b->lock, dir, b->resource,
-        config->journal_bytes ? config->journal_bytes : DEFAULT_JOURNAL,
-        config->segment_bytes ? config->segment_bytes : DEFAULT_SEGMENT);
+    uint64_t total =
+        config->journal_bytes ? config->journal_bytes : DEFAULT_JOURNAL;
+    uint64_t segment =
+        config->segment_bytes ? config->segment_bytes : DEFAULT_SEGMENT;
+    /* What was promoted needs nothing of its journal any more. */
+    int fresh = !there || b->super.role == REMUS_SUPER_PROMOTED;
+    int err = there ? check_limits(b, total, segment) : 0;
+    if (!err) {
+        b->journal_lock =
+            remus_journal_claim(b->io, b->state_dir, dir, fresh);
+        err = b->journal_lock < 0 ? b->journal_lock : 0;
+    }
+    if (!err)
+        err = remus_journal_open(&b->journal, b->io, &b->lock, dir,
+                                 b->resource, total, segment, fresh);
     free(dir);
     return err;
 }
@@ -339,10 +362,10 @@ int remus_backup_open_io(const struct remus_backup_config *config,
         b->lock_file = remus_state_lock(io, b->resource, b->state_dir);
         err = b->lock_file < 0 ? b->lock_file : 0;
     }
+    int there = err ? err : load_super(b);
+    err = there < 0 ? there : open_journal(b, config, there);
     if (!err)
-        err = open_journal(b, config);
-    if (!err)
-        err = load_super(b);
+        err = check_super(b, there);
     if (!err)
         err = open_disks(b, config);
     if (!err)
@@ -407,6 +430,8 @@ void remus_backup_close(remus_backup *b)
         if (b->disks[i].file >= 0)
             b->io->close(b->io, b->disks[i].file);
     remus_journal_close(&b->journal);
+    if (b->journal_lock >= 0)
+        b->io->close(b->io, b->journal_lock);
     if (b->super_file >= 0)
         b->io->close(b->io, b->super_file);
     if (b->lock_file >= 0)

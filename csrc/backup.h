@@ -125,6 +125,7 @@ struct remus_backup {
     unsigned int disk_count;  /* constant */
     struct remus_disk *disks; /* constant array */
     int lock_file, super_file; /* constant */
+    int journal_lock;         /* constant; -1: none */
     unsigned char *buffer;    /* apply_lock: REMUS_APPLY_BYTES */
     int recovered;            /* open/close only: open succeeded */
 
@@ -173,6 +174,7 @@ struct remus_backup {
 
 #define REMUS_APPLY_BYTES (1u << 20)
 #define REMUS_RESERVED_BARRIERS 64u /* the journal keeps room for so many */
+#define REMUS_COMMIT_COST (REMUS_PAGE + 96u) /* a commit, padded, at most */
 
 /* backup.c */
 int remus_backup_open_io(const struct remus_backup_config *config,
@@ -208,6 +210,8 @@ void remus_backup_note_commit(remus_backup *b, uint64_t epoch);
 int remus_backup_short_of_room(const remus_backup *b);
 /* Fields of ACK, APPLIED, PING as of now. */
 void remus_backup_progress(remus_backup *b, struct remus_record *r);
+/* The same; 0 and nothing if the lock is taken: never waits. */
+int remus_backup_try_progress(remus_backup *b, struct remus_record *r);
 /* Take what epochs came to that was not told yet, oldest first. */
 unsigned int remus_backup_untold(remus_backup *b, struct remus_measured *out,
                                  unsigned int cap);
@@ -234,6 +238,8 @@ int remus_backup_copy_flush(remus_backup *b);
 int remus_backup_copy_end(remus_backup *b, uint64_t first_epoch);
 
 /* backup_net.c */
+/* Is a primary connected that has not ended its connection? */
+int remus_backup_net_live(remus_backup *b);
 /* End the connection and keep others out (net may be NULL).  force 0:
  * -EBUSY if a primary is connected.  reopen: let them in again. */
 int remus_backup_net_fence(remus_backup *b, int force);

@@ -617,10 +617,19 @@ int remus_backup_promote(remus_backup *b, int by, uint64_t epoch,
                          const void *tag, size_t tag_len, int force,
                          uint64_t *promoted)
 {
-    int err = remus_backup_net_fence(b, force);
+    uint64_t m = 0;
+    int err = 0;
+    /* What can't be promoted to must not cost a connection that works.  (Of
+     * one that has ended the last epoch may still be on the way through.) */
+    if (force && remus_backup_net_live(b)) {
+        pthread_mutex_lock(&b->lock);
+        err = find_target(b, by, epoch, tag, tag_len, &m);
+        pthread_mutex_unlock(&b->lock);
+    }
+    if (!err)
+        err = remus_backup_net_fence(b, force);
     if (err)
         return remus_fail_in(err, "backup of %s", b->resource);
-    uint64_t m = 0;
     pthread_mutex_lock(&b->apply_lock);
     err = promote_held(b, by, epoch, tag, tag_len, &m);
     pthread_mutex_unlock(&b->apply_lock);

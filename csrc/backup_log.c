@@ -174,16 +174,36 @@ int remus_backup_short_of_room(const remus_backup *b)
     return remus_journal_unused(&b->journal) <= reserve(b);
 }
 
+/* Room that commits still need: each epoch may get one of its own. */
+static uint64_t commits_to_come(const remus_backup *b)
+{
+    size_t low = 0, high = b->epoch_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (b->epochs[middle]->number > b->committed)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return (b->epoch_count - low) * REMUS_COMMIT_COST;
+}
+
 /*
- * What the primary may spend; the reserve, in `reserve` of the hello reply, is
- * beyond it.  When barriers are in the reserve, so much less is left: the
- * sum must not grow by what the reserve was spent on.
+ * What the primary may spend.  Beyond it, barriers may use the reserve (in
+ * the hello reply), so for both together:
+ *
+ *     credit + reserve = cost so far + room of unused segments
+ *                        - room for the commits to come
+ *
+ * A barrier pays for itself and for its commit: by it the right side does not
+ * grow, so what is held back for commits is never given out again, and every
+ * prepared epoch can be committed, one by one, in a journal full of them.
  */
 static uint64_t credit(const remus_backup *b)
 {
     uint64_t worth = remus_journal_segment_worth(&b->journal);
     uint64_t all = b->cost + remus_journal_unused(&b->journal) * worth;
-    uint64_t kept = reserve(b) * worth;
+    uint64_t kept = reserve(b) * worth + commits_to_come(b);
     return all > kept ? all - kept : 0;
 }
 
@@ -551,13 +571,28 @@ unsigned int remus_backup_untold(remus_backup *b, struct remus_measured *out,
     return n;
 }
 
-void remus_backup_progress(remus_backup *b, struct remus_record *r)
+/* lock held */
+static void progress(const remus_backup *b, struct remus_record *r)
 {
-    pthread_mutex_lock(&b->lock);
     r->epoch = b->acked;
     r->offset = remus_backup_stable(b);
     r->range = credit(b);
     r->number = b->super.applied;
     r->session = b->session;
+}
+
+void remus_backup_progress(remus_backup *b, struct remus_record *r)
+{
+    pthread_mutex_lock(&b->lock);
+    progress(b, r);
     pthread_mutex_unlock(&b->lock);
+}
+
+int remus_backup_try_progress(remus_backup *b, struct remus_record *r)
+{
+    if (pthread_mutex_trylock(&b->lock))
+        return 0;
+    progress(b, r);
+    pthread_mutex_unlock(&b->lock);
+    return 1;
 }

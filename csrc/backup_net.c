@@ -408,7 +408,7 @@ static void *session_main(void *arg)
     return NULL;
 }
 
-/* ---- acceptor thread ------------------------------------------------------ */
+/* ---- acceptor thread --------------------------------------------------- */
 
 static void refuse(int fd, const char *text)
 {
@@ -461,11 +461,8 @@ static void ping(struct remus_backup_net *net)
     /* The lock may be held by a thread that a disk holds up: then the news
      * is old, but the host is alive. */
     struct remus_record r = net->last_ping;
-    if (pthread_mutex_trylock(&b->lock) == 0) {
-        pthread_mutex_unlock(&b->lock);
-        remus_backup_progress(b, &r);
+    if (remus_backup_try_progress(b, &r))
         net->last_ping = r;
-    }
     r.type = REMUS_REC_PING;
     send_record(net, &r, NULL);
 }
@@ -549,7 +546,7 @@ static void *applier_main(void *arg)
     return NULL;
 }
 
-/* ---- start, fence, stop --------------------------------------------------- */
+/* ---- start, fence, stop ------------------------------------------------ */
 
 static void free_net(struct remus_backup_net *net)
 {
@@ -659,6 +656,17 @@ static int hung_up(int fd)
     struct pollfd p = {.fd = fd, .events = POLLRDHUP};
     return poll(&p, 1, 0) > 0 &&
            (p.revents & (POLLRDHUP | POLLHUP | POLLERR));
+}
+
+int remus_backup_net_live(remus_backup *b)
+{
+    struct remus_backup_net *net = b->net;
+    if (!net)
+        return 0;
+    pthread_mutex_lock(&net->lock);
+    int live = net->connected && !hung_up(net->conn);
+    pthread_mutex_unlock(&net->lock);
+    return live;
 }
 
 int remus_backup_net_fence(remus_backup *b, int force)

@@ -89,7 +89,14 @@ int remus_config_check(const char *resource, const char *state_dir,
 int remus_disk_open(remus_io *io, const struct remus_volume *v,
                     uint64_t *size)
 {
-    int file = io->open(io, v->path, O_RDWR);
+    /* Of a block device that is also the claim that a mount makes; it says
+     * nothing on a file. */
+    int file = io->open(io, v->path, O_RDWR | O_EXCL);
+    if (file == -EBUSY)
+        return remus_fail(file,
+                          "volume %s: %s is in use: mounted, or held by "
+                          "another process: a replica's disk is its own",
+                          v->name, v->path);
     if (file < 0)
         return remus_fail(file, "volume %s: open %s: %s", v->name, v->path,
                           remus_errno_text(file));

@@ -151,6 +151,12 @@ static int ioctl_error(const remus_drbd *dev, const char *what, int err)
                           "device %s: %s: the backup is not connected: the "
                           "epoch is on this host only",
                           dev->path, what);
+    case -EAGAIN:
+        return remus_fail(err,
+                          "device %s: %s: no room for a barrier: too many "
+                          "have no ack yet, or the backup's journal is full "
+                          "of checkpoints that were not committed",
+                          dev->path, what);
     case -EINVAL:
         return remus_fail(err,
                           "device %s: %s: the resource has no network "

@@ -3,6 +3,7 @@
 #include "fuse_int.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,6 +103,12 @@ static void free_export(remus_export *e)
     free(e->nodes);
     free(e->mountpoint);
     free(e);
+}
+
+void remus_export_free(remus_export *e)
+{
+    fuse_session_destroy(e->se);
+    free_export(e);
 }
 
 static remus_export *new_export(remus_primary *p, const char *mountpoint,
@@ -230,6 +237,26 @@ static int drain(remus_export *e)
     return empty;
 }
 
+/*
+ * End the connection under requests that are still parked: who waits for
+ * them gets an error.  Their answers must find a file, but not one that
+ * somebody opened meanwhile.  The last of them frees the export.
+ */
+static void cut(remus_export *e)
+{
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null >= 0) {
+        dup3(null, fuse_session_fd(e->se), O_CLOEXEC);
+        close(null);
+    }
+    pthread_mutex_lock(&e->lock);
+    e->abandoned = 1;
+    int empty = e->parked == 0;
+    pthread_mutex_unlock(&e->lock);
+    if (empty)
+        remus_export_free(e);
+}
+
 void remus_export_close(remus_export *e)
 {
     if (!e)
@@ -242,11 +269,11 @@ void remus_export_close(remus_export *e)
         /* The primary still holds requests of this session and will answer
          * them: what they need must stay. */
         umount2(e->mountpoint, MNT_DETACH);
+        cut(e);
         return;
     }
     /* Closes the connection, which ends requests that nobody reads any more
      * and files that are still open, and takes it off the tree. */
     fuse_session_unmount(e->se);
-    fuse_session_destroy(e->se);
-    free_export(e);
+    remus_export_free(e);
 }

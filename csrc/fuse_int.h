@@ -50,11 +50,15 @@ struct remus_export {
     struct remus_node *nodes; /* lock: owner and mode */
     struct remus_pending *free; /* lock */
     unsigned int parked;   /* lock: requests the primary has */
+    int abandoned;         /* lock: who makes `parked` 0 frees it */
     pthread_cond_t drained; /* parked became 0 */
 };
 
 /* The operations, for fuse_session_new. */
 extern const struct fuse_lowlevel_ops remus_fuse_operations;
+
+/* Free an export that nobody uses any more. */
+void remus_export_free(remus_export *e);
 
 /* This worker's buffer of REMUS_FUSE_IO bytes: NULL outside of a worker. */
 unsigned char *remus_fuse_buffer(void);

@@ -52,9 +52,13 @@ static void pending_give(remus_export *e, struct remus_pending *w)
         w->next = e->free;
         e->free = w;
     }
-    if (--e->parked == 0)
+    int last = --e->parked == 0;
+    int abandoned = last && e->abandoned;
+    if (last)
         pthread_cond_broadcast(&e->drained);
     pthread_mutex_unlock(&e->lock);
+    if (abandoned)
+        remus_export_free(e);
 }
 
 static void reply_written(fuse_req_t req, size_t len, int result)

@@ -59,11 +59,19 @@ static int zero_fill(struct remus_journal *j, int file, uint64_t from)
     return j->io->fdatasync(j->io, file);
 }
 
-static int open_segment_file(struct remus_journal *j, unsigned int i)
+static int open_segment_file(struct remus_journal *j, unsigned int i,
+                             int fresh)
 {
     char path[4096];
     snprintf(path, sizeof path, "%s/segment.%04u", j->dir, i);
-    int file = j->io->open(j->io, path, O_RDWR | O_CREAT);
+    int file = j->io->open(j->io, path, O_RDWR | (fresh ? O_CREAT : 0));
+    if (file == -ENOENT)
+        return remus_fail(file,
+                          "journal: %s is gone: restore it; only if it is "
+                          "lost, and acked epochs with it, empty state and "
+                          "journal directory and let the primary copy the "
+                          "disks anew",
+                          path);
     if (file < 0)
         return remus_fail(file, "journal: open %s: %s", path,
                           remus_errno_text(file));
@@ -100,7 +108,7 @@ static int sync_parent(remus_io *io, const char *dir)
 int remus_journal_open(struct remus_journal *j, remus_io *io,
                        pthread_mutex_t *owner, const char *dir,
                        const char *resource, uint64_t total_bytes,
-                       uint64_t segment_bytes)
+                       uint64_t segment_bytes, int fresh)
 {
     memset(j, 0, sizeof *j);
     pthread_mutex_init(&j->sync_lock, NULL);
@@ -135,12 +143,9 @@ int remus_journal_open(struct remus_journal *j, remus_io *io,
         return remus_fail(-ENOMEM, "journal %s: out of memory", dir);
     for (unsigned int i = 0; i < j->segments; i++)
         j->files[i] = -1;
-    int err = io->mkdir(io, dir);
-    if (err)
-        return remus_fail(err, "journal: make directory %s: %s", dir,
-                          remus_errno_text(err));
+    int err = 0;
     for (unsigned int i = 0; i < j->segments; i++) {
-        err = open_segment_file(j, i);
+        err = open_segment_file(j, i, fresh);
         if (err)
             return err;
     }

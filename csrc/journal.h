@@ -97,13 +97,22 @@ struct remus_journal {
 };
 
 /*
- * Open or make the segment files (zero-filled and synced; blocks for
- * that).  0 or -errno with a text.  No lock needed.
+ * Make sure that `dir` is the journal of this state directory and nobody
+ * else's, and hold it (journal_owner.c).  `fresh`: there is no state yet, so
+ * an empty or absent directory is taken.  The lock file (>= 0), or -errno
+ * with a text: -EBUSY in use; -EEXIST another state's; -ENOENT not there.
+ */
+int remus_journal_claim(remus_io *io, const char *state_dir, const char *dir,
+                        int fresh);
+
+/*
+ * Open the segment files; `fresh`: make those that are not there (zero-filled
+ * and synced; blocks for that).  0 or -errno with a text.  No lock needed.
  */
 int remus_journal_open(struct remus_journal *j, remus_io *io,
                        pthread_mutex_t *owner, const char *dir,
                        const char *resource, uint64_t total_bytes,
-                       uint64_t segment_bytes);
+                       uint64_t segment_bytes, int fresh);
 void remus_journal_close(struct remus_journal *j);
 /* Free memory only: as a dying process would.  No I/O. */
 void remus_journal_abandon(struct remus_journal *j);

@@ -305,7 +305,7 @@ int remus_primary_status(remus_primary *p, struct remus_status *s)
     return 0;
 }
 
-/* ---- open and close ---------------------------------------------------------- */
+/* ---- open and close ---------------------------------------------------- */
 
 static void preallocate(remus_primary *p)
 {
@@ -484,7 +484,8 @@ static void say_goodbye(remus_primary *p)
     struct remus_record r = {.type = REMUS_REC_BYE};
     pthread_mutex_lock(&p->lock);
     struct remus_slot *slot = NULL;
-    if (p->stats.connected && remus_sendq_fits(&p->queue, REMUS_REC_HEADER, 1)) {
+    if (p->stats.connected &&
+        remus_sendq_fits(&p->queue, REMUS_REC_HEADER, 1)) {
         p->streaming = 0;
         slot = remus_sendq_reserve(&p->queue, REMUS_REC_HEADER);
         r.session = p->session;

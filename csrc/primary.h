@@ -33,7 +33,8 @@ int remus_primary_submit_zero(remus_primary *p, unsigned int volume,
 
 /*
  * The ioctls of a node, with the rules of one barrier for all volumes.
- * send: 0, 1 (the resource's epoch was empty) or -EPROTO; never blocks.
+ * send: 0, 1 (the resource's epoch was empty), -EPROTO, or -EAGAIN (too many
+ * barriers without an ack, or no room for one); never blocks.
  * `tag` 0: none.  wait: 0, -EPROTO, or REMUS_PARKED, as
  * remus_primary_wait_begin() below.  commit: 0 or -EPROTO.
  * attach: a file handle sends its first ioctl 20; release: it was closed:

@@ -28,7 +28,7 @@ static uint64_t now_ns(const remus_primary *p)
     return p->io->now_ns(p->io);
 }
 
-/* ---- the engine: greeting --------------------------------------------------------- */
+/* ---- the engine: greeting ---------------------------------------------- */
 
 /* Sleep, but not longer than until the stop.  1: stop. */
 static int engine_sleep(remus_primary *p, uint32_t ms)

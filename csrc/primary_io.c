@@ -76,7 +76,7 @@ static void range_give(remus_primary *p, struct remus_pvolume *v,
     }
 }
 
-/* ---- into the queue -------------------------------------------------------- */
+/* ---- into the queue ---------------------------------------------------- */
 
 /* lock held */
 static int has_room(remus_primary *p, uint64_t length, uint64_t cost)
@@ -167,7 +167,7 @@ static int queue_range(remus_primary *p, struct remus_request *q, int first)
     return 1;
 }
 
-/* ---- local part -------------------------------------------------------------- */
+/* ---- local part -------------------------------------------------------- */
 
 /*
  * The disk failed: what does it hold now?  Read the range again and send
@@ -392,7 +392,7 @@ uint64_t remus_primary_oldest_wait(remus_primary *p, uint64_t now)
     return 0;
 }
 
-/* ---- requests ------------------------------------------------------------------ */
+/* ---- requests ---------------------------------------------------------- */
 
 static struct remus_request *new_request(remus_primary *p)
 {
@@ -498,7 +498,7 @@ int remus_primary_submit_zero(remus_primary *p, unsigned int volume,
     return submit(p, &q, 0);
 }
 
-/* ---- the synchronous forms ------------------------------------------------------ */
+/* ---- the synchronous forms --------------------------------------------- */
 
 struct completion {
     pthread_mutex_t lock;

@@ -50,7 +50,7 @@ int remus_primary_ioctl_send(remus_primary *p, unsigned int volume,
     } else if (first) {
         remus_sendq_wake(&p->queue);
     }
-    return err ? -EPROTO : empty;
+    return err ? err : empty;
 }
 
 int remus_primary_ioctl_commit(remus_primary *p, unsigned int volume)

@@ -26,7 +26,7 @@ static uint64_t now_ns(const remus_primary *p)
     return p->io->now_ns(p->io);
 }
 
-/* ---- loss ------------------------------------------------------------------- */
+/* ---- loss -------------------------------------------------------------- */
 
 void remus_primary_link_lost(remus_primary *p, const char *format, ...)
 {
@@ -61,7 +61,7 @@ void remus_primary_link_lost(remus_primary *p, const char *format, ...)
     remus_primary_answer(p, w, -EPROTO);
 }
 
-/* ---- receiving (rx_lock held) -------------------------------------------------- */
+/* ---- receiving (rx_lock held) ------------------------------------------ */
 
 static int on_progress(remus_primary *p, const struct remus_record *r)
 {
@@ -176,7 +176,7 @@ static int receive(remus_primary *p, int fd, int ms)
     return err;
 }
 
-/* ---- who receives ---------------------------------------------------------------- */
+/* ---- who receives ------------------------------------------------------ */
 
 /* Milliseconds left, at least 1, at most a minute; 0: none. */
 static int ms_left(uint64_t now, uint64_t deadline)
@@ -304,7 +304,7 @@ void *remus_primary_receiver_main(void *arg)
     return NULL;
 }
 
-/* ---- the sender ------------------------------------------------------------------- */
+/* ---- the sender -------------------------------------------------------- */
 
 /* What the link takes, measured while there was always more to send. */
 struct rate {

@@ -67,7 +67,7 @@ int remus_harden_process(void)
     return done;
 }
 
-/* ---- status as text -------------------------------------------------------- */
+/* ---- status as text ---------------------------------------------------- */
 
 struct out {
     char *buf;

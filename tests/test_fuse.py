@@ -605,3 +605,122 @@ def test_the_probe_knows_our_nodes(mounted):
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert done.returncode == 4
     assert "Unprotected" in done.stderr
+
+
+# ---- disks that are somebody else's ------------------------------------------------
+
+
+@contextlib.contextmanager
+def loop_device(image: Path) -> Iterator[str]:
+    device = run("losetup", "--find", "--show", image).strip()
+    try:
+        yield device
+    finally:
+        run("losetup", "--detach", device)
+
+
+def test_a_mounted_block_device_is_refused(tmp_path):
+    need("losetup")
+    need("mkfs.ext4")
+    image, mount = tmp_path / "image", tmp_path / "mount"
+    image.write_bytes(bytes(8 << 20))
+    mount.mkdir()
+    (tmp_path / "state").mkdir()
+
+    def open_it() -> Any:
+        return Primary(
+            "guest0",
+            state_dir=tmp_path / "state",
+            volumes=[Volume("xvda", device)],
+            address=f"unix:{tmp_path}/sock",
+        )
+
+    with loop_device(image) as device:
+        run("mkfs.ext4", "-q", device)
+        run("mount", device, mount)
+        try:
+            with pytest.raises(StateError, match="in use: mounted") as caught:
+                open_it()
+            assert caught.value.errno == errno.EBUSY
+        finally:
+            run("umount", mount)
+        with open_it():
+            # And nobody mounts it under us.
+            done = subprocess.run(
+                ["mount", device, mount], capture_output=True, check=False
+            )
+            assert done.returncode != 0
+
+
+# ---- a close that can't wait ---------------------------------------------------------
+
+HELD = """
+import fcntl, os, sys, threading
+fd = os.open(sys.argv[1], os.O_RDWR)
+fcntl.ioctl(fd, 20)
+def wait():
+    try:
+        fcntl.ioctl(fd, 30)
+        print("acked", flush=True)
+    except OSError as error:
+        print("failed", flush=True)
+threading.Thread(target=wait).start()
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    os.pread(fd, 4096, 0)
+    print("read", flush=True)
+except OSError as error:
+    print("gone", flush=True)
+"""
+
+
+def test_a_close_with_a_request_parked_leaves_nobody_hanging(tmp_path):
+    """The backup is stopped, so the request can't be answered."""
+    for side in ("primary", "backup"):
+        (tmp_path / side).mkdir()
+        (tmp_path / f"{side}.img").write_bytes(bytes(65536))
+    (tmp_path / "mount").mkdir()
+    address = f"unix:{tmp_path}/sock"
+    backup = BackupProcess(
+        address, tmp_path / "backup", {"xvda": tmp_path / "backup.img"}
+    )
+    with ExitStack() as stack:
+        stack.callback(backup.kill)
+        primary = stack.enter_context(
+            Primary(
+                "guest0",
+                state_dir=tmp_path / "primary",
+                volumes=[Volume("xvda", tmp_path / "primary.img")],
+                address=address,
+                loss_ms=60000,
+            )
+        )
+        primary.wait_protected(30)
+        export = Export(primary, tmp_path / "mount")
+        stack.callback(export.close)
+        backup.pause()
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", HELD, export.path("xvda")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        export.close()
+        assert not os.path.ismount(tmp_path / "mount")
+        assert process.stdout.readline() == "failed\n"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "gone\n"
+        assert process.wait(10) == 0
+        # The place can be used again while the old request is still out.
+        with Export(primary, tmp_path / "mount") as again:
+            assert os.path.exists(again.path("xvda"))
+        backup.go_on()

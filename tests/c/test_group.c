@@ -411,7 +411,7 @@ static void test_stop_under_a_caller(int count)
     remus_group_close(g);
 }
 
-/* ---- a crowd that calls everything at any time ---------------------------- */
+/* ---- a crowd that calls everything at any time ------------------------- */
 
 static atomic_int crowd_stop;
 static atomic_ulong crowd_done;
@@ -468,7 +468,7 @@ static void test_crowd(void)
     remus_group_close(g);
 }
 
-/* ---- statistics ----------------------------------------------------------- */
+/* ---- statistics -------------------------------------------------------- */
 
 static void test_statistics(void)
 {
@@ -512,7 +512,7 @@ static void test_statistics(void)
     remus_group_close(g);
 }
 
-/* ---- with a real replica -------------------------------------------------- */
+/* ---- with a real replica ----------------------------------------------- */
 
 static void test_replica(int others, int begins)
 {
