@@ -162,6 +162,7 @@ class Primary(_Handle):
     a session that ended without teardown at the earliest.
     ``allow_inconsistent``: a catch-up beyond the backup's journal goes
     straight to its disks, instead of waiting for a larger journal.
+    ``resync_rate``: copies and catch-ups send at most so many bytes a second.
 
     Raises `ConfigError` for bad settings, `StateError` (errno EBUSY) if
     another process has the state directory or a disk.
@@ -185,6 +186,7 @@ class Primary(_Handle):
         idle_ms: int = 0,
         grace_ms: int = 0,
         allow_inconsistent: bool = False,
+        resync_rate: int = 0,
     ) -> None:
         super().__init__()
         self._what = f"primary of {resource}"
@@ -203,6 +205,7 @@ class Primary(_Handle):
         ):
             setattr(raw, name, number(name, value, (1 << 32) - 1))
         raw.allow_inconsistent = int(allow_inconsistent)
+        raw.resync_rate = number("resync_rate", resync_rate, 1 << 62)
         out = ffi.new("remus_primary **")
         rc = lib.remus_primary_open(raw, out)
         if rc < 0:
