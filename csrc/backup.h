@@ -5,6 +5,7 @@
  *   backup.c        open, recover, status, close
  *   backup_log.c    receive: records, barriers, commits into the journal
  *   backup_apply.c  apply, checkpoint, promote: out of the journal
+ *   backup_compare.c  hashes of blocks, for a primary that lost its map
  *   backup_net.c    the threads and the socket
  *   backup_test.c   the same, driven record by record (tests)
  *
@@ -23,6 +24,7 @@
 #include <pthread.h>
 
 #include "extents.h"
+#include "hash.h"
 #include "io.h"
 #include "journal.h"
 #include "record.h"
@@ -133,6 +135,8 @@ struct remus_backup {
     pthread_mutex_t lock;
     struct remus_journal journal; /* its owner lock is `lock` */
     struct remus_extents merge;   /* apply_lock: what is being applied */
+    uint64_t merged;          /* apply_lock: newest epoch of all in it, if it
+                                 was collected to be looked at; else 0 */
 
     struct remus_super super; /* written with apply_lock and lock held */
     int fenced;               /* lock: a promote began; nothing is taken */
@@ -208,6 +212,16 @@ int remus_backup_commit_record(remus_backup *b, uint64_t epoch,
 void remus_backup_note_commit(remus_backup *b, uint64_t epoch);
 /* Is nothing left but the reserve?  (lock held) */
 int remus_backup_short_of_room(const remus_backup *b);
+/* Let b->merge tell where the newest data of all closed epochs lies
+ * (apply_lock held; session thread). */
+int remus_backup_collect_closed(remus_backup *b);
+
+/* backup_compare.c; takes apply_lock itself.
+ * One bit for each block of a HASH record that differs here. */
+int remus_backup_compare(remus_backup *b, const struct remus_record *r,
+                         const unsigned char *hashes,
+                         unsigned char bits[REMUS_HASH_BLOCKS / 8]);
+
 /* Fields of ACK, APPLIED, PING as of now. */
 void remus_backup_progress(remus_backup *b, struct remus_record *r);
 /* The same; 0 and nothing if the lock is taken: never waits. */

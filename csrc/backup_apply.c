@@ -9,6 +9,8 @@
 
 typedef unsigned long long ull;
 
+static int check_copy(remus_backup *b);
+
 static int disk_error(const struct remus_disk *d, const char *what, int err)
 {
     return remus_fail(err, "volume %s: %s %s: %s", d->name, what, d->path,
@@ -80,6 +82,7 @@ static int collect(remus_backup *b, uint64_t target)
 {
     int err = 0;
     measure(b, target);
+    b->merged = 0;
     remus_extents_clear(&b->merge);
     pthread_mutex_lock(&b->lock);
     for (size_t i = 0; !err && i < b->epoch_count; i++) {
@@ -93,6 +96,21 @@ static int collect(remus_backup *b, uint64_t target)
     if (err)
         return remus_fail(err, "apply: out of memory");
     return 0;
+}
+
+int remus_backup_collect_closed(remus_backup *b)
+{
+    int err = check_copy(b);
+    pthread_mutex_lock(&b->lock);
+    uint64_t newest = b->prepared;
+    pthread_mutex_unlock(&b->lock);
+    /* Applying makes it stale, and says so. */
+    if (err || (b->merged && b->merged == newest))
+        return err;
+    err = collect(b, newest);
+    if (!err)
+        b->merged = newest;
+    return err;
 }
 
 /*
@@ -269,6 +287,7 @@ static void drop_epochs(remus_backup *b, uint64_t next_seq)
     while (b->epoch_count)
         remus_epoch_give(b, b->epochs[--b->epoch_count]);
     remus_journal_drop(&b->journal, next_seq);
+    b->merged = 0;
     b->session_start = 1;
 }
 

@@ -237,6 +237,21 @@ static int on_resync(struct remus_backup_net *net,
     }
 }
 
+static int on_hashes(struct remus_backup_net *net,
+                     const struct remus_record *r,
+                     const unsigned char *payload)
+{
+    unsigned char bits[REMUS_HASH_BLOCKS / 8];
+    struct remus_record answer = {.type = REMUS_REC_HASH_REPLY,
+                                  .volume = r->volume,
+                                  .offset = r->offset,
+                                  .range = r->range,
+                                  .session = r->session,
+                                  .length = sizeof bits};
+    int err = remus_backup_compare(net->b, r, payload, bits);
+    return err ? err : send_record(net, &answer, bits);
+}
+
 /* 0: go on; 1: the primary said goodbye; <0: the connection ends. */
 static int handle(struct remus_backup_net *net, const struct remus_record *r,
                   const unsigned char *header, const unsigned char *payload)
@@ -258,6 +273,8 @@ static int handle(struct remus_backup_net *net, const struct remus_record *r,
         return on_commit(net, r);
     case REMUS_REC_RESYNC:
         return on_resync(net, r);
+    case REMUS_REC_HASH:
+        return on_hashes(net, r, payload);
     case REMUS_REC_PING:
         return 0;
     case REMUS_REC_BYE:

@@ -6,6 +6,7 @@
 
 #include "dirty.h"
 #include "error.h"
+#include "hash.h"
 #include "remus_testing.h"
 
 _Static_assert(REMUS_TEST_DIRTY_BLOCK == REMUS_DIRTY_BLOCK, "one block size");
@@ -111,4 +112,9 @@ int remus_test_dirty_test(remus_test_dirty *t, unsigned int volume,
 uint64_t remus_test_dirty_bytes(remus_test_dirty *t)
 {
     return remus_dirty_bytes(&t->d);
+}
+
+void remus_test_hash(const void *data, size_t len, unsigned char *out)
+{
+    remus_hash(data, len, out);
 }

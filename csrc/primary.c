@@ -357,6 +357,7 @@ static int init(remus_primary *p, const struct remus_primary_config *c)
     p->stall_ms = c->stall_ms ? c->stall_ms : 10000;
     p->connect_ms = c->connect_ms ? c->connect_ms : 250;
     p->allow_inconsistent = c->allow_inconsistent;
+    p->resync_rate = c->resync_rate;
     p->idle_ms = c->idle_ms ? c->idle_ms : DEFAULT_IDLE_MS;
     p->grace_ms = c->grace_ms ? c->grace_ms : DEFAULT_GRACE_MS;
     p->queue_limit = queue < FIRST_LIMIT ? queue / 2 : FIRST_LIMIT;

@@ -151,7 +151,8 @@ static int raise_epoch(remus_primary *p, uint64_t backup_last)
 static void note_outage(remus_primary *p, uint64_t held)
 {
     p->acked = held < p->barrier_epoch ? held : p->barrier_epoch;
-    if (p->barrier_epoch <= p->acked)
+    if (p->barrier_epoch <= p->acked ||
+        remus_primary_epoch_lost(p, p->barrier_epoch))
         return;
     unsigned int i = p->outages++ % REMUS_OUTAGES;
     p->outage[i].from = p->acked + 1;
@@ -171,14 +172,10 @@ static struct remus_slot *commit_again(remus_primary *p,
 
 /* What this connection begins with (lock held). */
 static void begin_session(remus_primary *p, int fd, uint64_t session,
-                          const struct remus_hello_reply *reply,
-                          enum remus_plan plan)
+                          const struct remus_hello_reply *reply)
 {
-    int keeps = plan != REMUS_PLAN_COPY;
-    note_outage(p, keeps ? reply->held : p->acked);
     p->node_barrier = 0;
     p->stable = p->applied = 0;
-    p->committed = keeps ? reply->committed : 0;
     p->fd = fd;
     p->session = session;
     p->next_number = reply->next_number;
@@ -187,63 +184,84 @@ static void begin_session(remus_primary *p, int fd, uint64_t session,
     p->reserve = reply->reserve;
     p->capacity = reply->capacity;
     p->spent = p->progress_spent = 0;
-    p->journaled = plan == REMUS_PLAN_CATCH_UP;
-    p->direct = !p->journaled;
+    p->journaled = p->streaming = 0;
     p->resync_step = 0;
     p->epoch_records = p->epoch_bytes = 0;
     p->session_first = p->catch_epoch = p->open_epoch;
     p->caught_up = 0;
     /* A close that began meanwhile wins. */
-    p->stats.connected = p->streaming = !p->stopping;
+    p->stats.connected = !p->stopping;
     p->stats.link_changed_ns = p->last_rx_ns = p->progress_ns = now_ns(p);
-    p->stats.resync_done = 0;
 }
 
-static const char *const plan_text[] = {
-    [REMUS_PLAN_COPY] = "copying the disks to the backup",
-    [REMUS_PLAN_CATCH_UP] = "sending what changed meanwhile",
-    [REMUS_PLAN_REWRITE] = "writing what changed meanwhile straight to the "
-                           "backup's disks: Inconsistent until it is done",
+static const struct {
+    uint8_t step;     /* of RESYNC; 0: nothing is sent */
+    const char *text;
+} plans[] = {
+    [REMUS_PLAN_COPY] = {REMUS_RESYNC_BEGIN,
+                         "copying the disks to the backup"},
+    [REMUS_PLAN_MEND] = {REMUS_RESYNC_BEGIN,
+                         "copying what differs to the backup, whose disks "
+                         "hold a copy that was cut short"},
+    [REMUS_PLAN_CATCH_UP] = {REMUS_RESYNC_CATCH_UP,
+                             "sending what changed meanwhile"},
+    [REMUS_PLAN_REWRITE] = {REMUS_RESYNC_PARTIAL,
+                            "writing what changed meanwhile straight to the "
+                            "backup's disks: Inconsistent until it is done"},
+    [REMUS_PLAN_COMPARE] = {0, "comparing the disks of both sides: the dirty "
+                               "map does not tell what the backup lacks"},
 };
 
-/* From here on every write is queued. */
+struct remus_slot *remus_primary_begin_plan(
+    remus_primary *p, const struct remus_hello_reply *reply,
+    enum remus_plan plan, struct remus_record *r)
+{
+    int whole = plan == REMUS_PLAN_COPY || plan == REMUS_PLAN_MEND;
+    *r = (struct remus_record){.type = REMUS_REC_RESYNC,
+                               .flags = plans[plan].step,
+                               .epoch = p->open_epoch,
+                               .session = p->session};
+    note_outage(p, whole ? p->acked : reply->held);
+    p->committed = whole ? 0 : reply->committed;
+    p->stats.resync_done = 0;
+    if (plan == REMUS_PLAN_CATCH_UP || plan == REMUS_PLAN_REWRITE) {
+        r->range = remus_dirty_collect(&p->dirty, reply->held, p->open_epoch);
+    } else {
+        remus_dirty_set_valid(&p->dirty, 0);
+        for (unsigned int i = 0; i < p->volume_count; i++)
+            r->range += p->volumes[i].size;
+    }
+    p->stats.resync_total = r->range;
+    remus_primary_set_state(p, REMUS_STATE_CATCHING_UP, plans[plan].text);
+    p->direct = plan != REMUS_PLAN_CATCH_UP;
+    if (plan == REMUS_PLAN_COMPARE)
+        return NULL;
+    /* From here on every write is queued. */
+    p->journaled = !p->direct;
+    p->streaming = p->stats.connected;
+    return remus_sendq_reserve(&p->queue, REMUS_REC_HEADER);
+}
+
 static void start_stream(remus_primary *p, int fd, uint64_t session,
                          const struct remus_hello_reply *reply,
                          enum remus_plan plan)
 {
-    static const uint8_t step[] = {
-        [REMUS_PLAN_COPY] = REMUS_RESYNC_BEGIN,
-        [REMUS_PLAN_CATCH_UP] = REMUS_RESYNC_CATCH_UP,
-        [REMUS_PLAN_REWRITE] = REMUS_RESYNC_PARTIAL,
-    };
-    struct remus_record r = {.type = REMUS_REC_RESYNC, .flags = step[plan]};
-    struct remus_record commit;
+    struct remus_record r, commit;
     /* A writer of an earlier connection may still be copying. */
     while (atomic_load(&p->queue.publishing))
         sched_yield();
     pthread_mutex_lock(&p->queue.send_lock);
     pthread_mutex_lock(&p->lock);
     remus_sendq_reset(&p->queue);
-    begin_session(p, fd, session, reply, plan);
-    r.session = session;
-    r.epoch = p->open_epoch;
-    if (plan == REMUS_PLAN_COPY) {
-        remus_dirty_set_valid(&p->dirty, 0);
-        for (unsigned int i = 0; i < p->volume_count; i++)
-            r.range += p->volumes[i].size;
-    } else {
-        r.range = remus_dirty_collect(&p->dirty, reply->held, p->open_epoch);
-    }
-    p->stats.resync_total = r.range;
-    remus_primary_set_state(p, REMUS_STATE_CATCHING_UP, plan_text[plan]);
-    struct remus_slot *slot =
-        remus_sendq_reserve(&p->queue, REMUS_REC_HEADER);
+    begin_session(p, fd, session, reply);
+    struct remus_slot *slot = remus_primary_begin_plan(p, reply, plan, &r);
     struct remus_slot *again =
         plan == REMUS_PLAN_CATCH_UP ? commit_again(p, &commit) : NULL;
     pthread_cond_signal(&p->rx_resume);
     pthread_mutex_unlock(&p->lock);
     pthread_mutex_unlock(&p->queue.send_lock);
-    remus_sendq_publish(&p->queue, slot, &r, NULL);
+    if (slot)
+        remus_sendq_publish(&p->queue, slot, &r, NULL);
     if (again)
         remus_sendq_publish(&p->queue, again, &commit, NULL);
 }
@@ -263,7 +281,8 @@ static void commit_and_leave(remus_primary *p, int fd, uint64_t session,
     int over = !p->session_open &&
                (!p->session_ended_ns ||
                 now_ns(p) - p->session_ended_ns > p->grace_ms * 1000000ull);
-    r.epoch = over ? reply->held : p->commit_given;
+    r.epoch = over || p->commit_given > reply->held ? reply->held
+                                                    : p->commit_given;
     pthread_mutex_unlock(&p->lock);
     if (r.epoch > reply->committed && r.epoch <= reply->held) {
         remus_record_encode(&r, out);
@@ -276,9 +295,9 @@ static void commit_and_leave(remus_primary *p, int fd, uint64_t session,
     (void)n;
 }
 
-static int connect_backup(remus_primary *p, enum remus_plan *plan)
+static int connect_backup(remus_primary *p, enum remus_plan *plan,
+                          struct remus_hello_reply *reply)
 {
-    struct remus_hello_reply reply;
     uint64_t session;
     int err = p->io->random(p->io, &session, sizeof session);
     if (err)
@@ -286,20 +305,20 @@ static int connect_backup(remus_primary *p, enum remus_plan *plan)
     int fd = remus_connect(&p->address, HELLO_TIMEOUT_MS);
     if (fd < 0)
         return fd;
-    err = greet(p, fd, session, &reply);
+    err = greet(p, fd, session, reply);
     if (!err)
-        *plan = remus_primary_plan(p, &reply); /* WAIT: and the last error */
+        *plan = remus_primary_plan(p, reply); /* WAIT: and the last error */
     if (!err && *plan == REMUS_PLAN_WAIT) {
-        commit_and_leave(p, fd, session, &reply);
+        commit_and_leave(p, fd, session, reply);
         err = -ENOSPC;
     }
     if (!err)
-        err = raise_epoch(p, reply.last_epoch);
+        err = raise_epoch(p, reply->last_epoch);
     if (err) {
         close(fd);
         return err;
     }
-    start_stream(p, fd, session, &reply, *plan);
+    start_stream(p, fd, session, reply, *plan);
     return 0;
 }
 
@@ -342,8 +361,10 @@ static void check_silence(remus_primary *p, uint64_t now)
     /* A large epoch may take its time to become durable. */
     uint64_t patience =
         p->loss_ms + (p->spent - p->progress_spent) / SLOWEST_PER_MS;
-    if (up && credit && hopeless)
+    if (up && credit && hopeless) {
         p->wont_fit = p->capacity;
+        p->wont_fit_ns = now;
+    }
     pthread_mutex_unlock(&p->lock);
     if (!up)
         return;
@@ -480,9 +501,10 @@ static void note_refusal(remus_primary *p, enum remus_plan plan)
 }
 
 /* 1: the resource was Protected in it. */
-static int run_session(remus_primary *p, enum remus_plan plan)
+static int run_session(remus_primary *p, enum remus_plan plan,
+                       const struct remus_hello_reply *reply)
 {
-    if (remus_primary_resync(p, plan) == 0)
+    if (remus_primary_resync(p, plan, reply) == 0)
         remus_primary_attend(p);
     drop_socket(p);
     pthread_mutex_lock(&p->lock);
@@ -497,10 +519,11 @@ void *remus_primary_engine_main(void *arg)
     uint32_t pause = p->connect_ms;
     for (;;) {
         enum remus_plan plan = REMUS_PLAN_COPY;
+        struct remus_hello_reply reply;
         uint32_t next = pause;
-        if (connect_backup(p, &plan))
+        if (connect_backup(p, &plan, &reply))
             note_refusal(p, plan);
-        else if (run_session(p, plan))
+        else if (run_session(p, plan, &reply))
             next = pause = RETURN_MS;
         if (engine_sleep(p, next))
             return NULL;

@@ -31,6 +31,7 @@
 #include <stdatomic.h>
 
 #include "dirty.h"
+#include "hash.h"
 #include "primary.h"
 #include "record.h"
 #include "sendq.h"
@@ -62,7 +63,8 @@ struct remus_pvolume {
 enum remus_request_kind {
     REMUS_REQ_WRITE,  /* local write, then queue */
     REMUS_REQ_ZERO,
-    REMUS_REQ_COPY    /* read locally, then queue: first copy */
+    REMUS_REQ_COPY,   /* read locally, then queue: copy and catch-up */
+    REMUS_REQ_HOLE    /* queue as zeroes if it is a hole, else -EAGAIN */
 };
 
 enum remus_request_step {
@@ -93,6 +95,8 @@ enum remus_plan {
     REMUS_PLAN_COPY,      /* all, straight to its disks */
     REMUS_PLAN_CATCH_UP,  /* what changed, through its journal */
     REMUS_PLAN_REWRITE,   /* what changed, straight to its disks */
+    REMUS_PLAN_COMPARE,   /* first find out what differs; then one of these */
+    REMUS_PLAN_MEND,      /* all, straight to its disks, but what is equal */
     REMUS_PLAN_WAIT       /* nothing can be done; the reason says why */
 };
 
@@ -133,6 +137,7 @@ struct remus_primary {
     struct remus_pvolume *volumes; /* constant array */
     int lock_file;                /* constant */
     int allow_inconsistent;       /* constant */
+    uint64_t resync_rate;         /* constant: bytes a second; 0: no limit */
     uint32_t idle_ms, grace_ms;   /* constant */
     unsigned char generation[REMUS_ID_BYTES]; /* constant */
     struct remus_sendq queue;
@@ -184,6 +189,8 @@ struct remus_primary {
     uint64_t catch_epoch;         /* ends the copy or catch-up; 0: none */
     int caught_up;                /* all of that is queued */
     int direct;                   /* it went straight to the disks */
+    int hash_answered;            /* the block hashes that were asked */
+    unsigned char hash_bits[REMUS_HASH_BLOCKS / 8]; /* which differ */
     uint64_t progress_ns;         /* last ack, or the first barrier after */
     uint64_t progress_spent;      /* `spent` at the last ack */
     /* Sessions of a toolstack. */
@@ -192,6 +199,7 @@ struct remus_primary {
     uint64_t session_ended_ns;    /* without teardown; 0: no grace */
     uint64_t idle_ns;             /* last checkpoint of the engine */
     uint64_t wont_fit;            /* capacity that a catch-up passed; 0 */
+    uint64_t wont_fit_ns;         /* when */
     int resync_step;              /* newest answer of the backup */
     uint64_t last_rx_ns;
     uint64_t queue_limit;         /* bytes: measured rate x max_pause */
@@ -257,6 +265,9 @@ void remus_primary_kick_parked(remus_primary *p);
 int remus_primary_copy_range(remus_primary *p, unsigned int volume,
                              uint64_t offset, size_t len,
                              unsigned char *buf);
+/* Queue a range as zeroes if it is a hole.  -EAGAIN: it is not. */
+int remus_primary_copy_hole(remus_primary *p, unsigned int volume,
+                            uint64_t offset, uint64_t len);
 /* Age in ns of the oldest write that waits for room; 0: none (lock). */
 uint64_t remus_primary_oldest_wait(remus_primary *p, uint64_t now);
 int remus_primary_check_io(remus_primary *p, unsigned int volume,
@@ -265,6 +276,11 @@ int remus_primary_check_io(remus_primary *p, unsigned int volume,
 /* primary_engine.c */
 void *remus_primary_engine_main(void *arg);
 void *remus_primary_watch_main(void *arg);
+/* Begin what the plan says (send_lock not needed, lock held).  The record to
+ * publish with its slot. */
+struct remus_slot *remus_primary_begin_plan(
+    remus_primary *p, const struct remus_hello_reply *reply,
+    enum remus_plan plan, struct remus_record *r);
 /* Sleep on engine_wake for at most `ms` (lock held). */
 void remus_primary_engine_wait(remus_primary *p, uint32_t ms);
 
@@ -272,8 +288,9 @@ void remus_primary_engine_wait(remus_primary *p, uint32_t ms);
 /* What to do with this backup; WAIT leaves the reason as the last error. */
 enum remus_plan remus_primary_plan(remus_primary *p,
                                    const struct remus_hello_reply *reply);
-/* Carry it out, on the connection that start_stream prepared; blocks. */
-int remus_primary_resync(remus_primary *p, enum remus_plan plan);
+/* Carry it out, on the connection that was prepared for it; blocks. */
+int remus_primary_resync(remus_primary *p, enum remus_plan plan,
+                         const struct remus_hello_reply *reply);
 
 /* primary_session.c */
 /* A toolstack takes checkpoints from here on (lock held). */

@@ -229,6 +229,17 @@ static void do_local(remus_primary *p, struct remus_request *q)
                  !memcmp(q->data, q->data + 1, len - 1))
             q->kind = REMUS_REQ_ZERO;
         return;
+    case REMUS_REQ_HOLE: {
+        uint64_t start, end;
+        int more = p->io->next_data(p->io, v->file, q->range.start, &start,
+                                    &end);
+        if (more < 0 || (more && start < q->range.end)) {
+            q->result = more < 0 ? more : -EAGAIN;
+            q->queued = len;
+        }
+        q->kind = REMUS_REQ_ZERO;
+        return;
+    }
     }
     q->result = err;
     if (err)
@@ -585,6 +596,17 @@ int remus_primary_copy_range(remus_primary *p, unsigned int volume,
                               .range = {offset, offset + len, NULL},
                               .into = buf};
     return io_result(p, volume, "read", submit_and_wait(p, &q));
+}
+
+int remus_primary_copy_hole(remus_primary *p, unsigned int volume,
+                            uint64_t offset, uint64_t len)
+{
+    struct remus_request q = {.kind = REMUS_REQ_HOLE,
+                              .copy = 1,
+                              .volume = volume,
+                              .range = {offset, offset + len, NULL}};
+    int err = submit_and_wait(p, &q);
+    return err == -EAGAIN ? err : io_result(p, volume, "look for holes", err);
 }
 
 int remus_primary_pread(remus_primary *p, unsigned int volume, void *buf,

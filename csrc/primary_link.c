@@ -126,6 +126,16 @@ static int handle(remus_primary *p, const struct remus_record *r,
         pthread_cond_broadcast(&p->changed);
         pthread_mutex_unlock(&p->lock);
         return 0;
+    case REMUS_REC_HASH_REPLY:
+        if (r->length != sizeof p->hash_bits)
+            return remus_fail(-EBADMSG, "an answer to hashes of %u bytes",
+                              r->length);
+        pthread_mutex_lock(&p->lock);
+        memcpy(p->hash_bits, payload, sizeof p->hash_bits);
+        p->hash_answered = 1;
+        pthread_cond_broadcast(&p->changed);
+        pthread_mutex_unlock(&p->lock);
+        return 0;
     case REMUS_REC_ERROR:
         return remus_fail(-EPROTO, "%.*s", (int)r->length,
                           (const char *)payload);

@@ -308,6 +308,8 @@ struct remus_primary_config {
                                    so often; 0: 1000 */
     uint32_t grace_ms;          /* ... but not so soon after a session that
                                    ended without teardown; 0: 60000 */
+    uint64_t resync_rate;       /* copies and catch-ups send at most so many
+                                   bytes a second; 0: no limit */
     const char *epochs_file;    /* where other processes find the epoch
                                    statistics (remus_epochs_create); NULL:
                                    they are kept for this process only */

@@ -136,6 +136,10 @@ REMUS_API int remus_test_dirty_test(remus_test_dirty *t, unsigned int volume,
 REMUS_API uint64_t remus_test_dirty_bytes(remus_test_dirty *t);
 #define REMUS_TEST_DIRTY_BLOCK 16384
 
+/* BLAKE2b with 16 bytes of result. */
+REMUS_API void remus_test_hash(const void *data, size_t len,
+                               unsigned char *out);
+
 /* remus_drbd_open with the kind given: 1 our node, 0 a kernel device. */
 REMUS_API int remus_test_drbd_open_as(const char *path, int is_node,
                                       remus_drbd **out);

@@ -113,6 +113,7 @@ class Primary(Handle):
     a session that ended without teardown at the earliest.
     ``allow_inconsistent``: a catch-up beyond the backup's journal goes
     straight to its disks, instead of waiting for a larger journal.
+    ``resync_rate``: copies and catch-ups send at most so many bytes a second.
     ``epochs_file``: where other processes find `epochs`
     (`EpochStatistics.attach`); None keeps them for this process.
 
@@ -139,6 +140,7 @@ class Primary(Handle):
         idle_ms: int = 0,
         grace_ms: int = 0,
         allow_inconsistent: bool = False,
+        resync_rate: int = 0,
     ) -> None:
         super().__init__()
         self._what = f"primary of {resource}"
@@ -159,6 +161,7 @@ class Primary(Handle):
         if epochs_file is not None:
             raw.epochs_file = config.string("epochs_file", os.fspath(epochs_file))
         raw.allow_inconsistent = int(allow_inconsistent)
+        raw.resync_rate = number("resync_rate", resync_rate, 1 << 62)
         out = ffi.new("remus_primary **")
         rc = lib.remus_primary_open(raw, out)
         if rc < 0:

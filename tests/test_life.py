@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,6 +25,7 @@ from remus_native import (
     StateError,
     Volume,
 )
+from remus_native._binding import ffi, lib
 
 BLOCK = 16384
 MIB = 1 << 20
@@ -231,6 +234,7 @@ def test_guest_writes_go_on_in_a_catch_up(make_pair):
 def test_the_first_copy_can_be_cut_short(make_pair):
     pair = make_pair([MIB])
     pair.close()
+    pair.options["resync_rate"] = MIB  # else it would be through
     with (pair.folder / "primary.xvda").open("wb") as image:
         image.write(random.Random(5).randbytes(MIB))
     for name in ("primary", "backup"):
@@ -240,7 +244,7 @@ def test_the_first_copy_can_be_cut_short(make_pair):
     for _ in range(3):
         pair.open_backup()
         primary = pair.open_primary(wait=False)
-        until(lambda: primary.status().resync_done > 0)  # noqa: B023
+        until(lambda: primary.status().resync_total > 0)  # noqa: B023
         pair.close()
     pair.open_backup()
     pair.open_primary()
@@ -510,6 +514,178 @@ def test_killed_in_the_middle_of_a_catch_up(make_pair):
     if first.epoch == old:
         assert pair.image("backup", 0) == before
     pair.open_primary()
+    pair.primary.close()
+    pair.backup.promote()
+    same(pair)
+
+
+# ---- comparing ------------------------------------------------------------------
+
+
+def lose_the_map(pair):
+    """As if the host had lost its power: another boot, and no clean mark."""
+    with (pair.folder / "primary" / "dirty.map").open("r+b") as file:
+        file.seek(48)
+        file.write(b"\x55" * 20)
+
+
+def test_the_hash_is_blake2b():
+    rng = random.Random(4)
+    for length in [0, 1, 127, 128, 129, 255, 256, 257, 16384, 16384 - 512, 9999]:
+        data = rng.randbytes(length)
+        out = ffi.new("unsigned char[16]")
+        lib.remus_test_hash(data, length, out)
+        assert bytes(out) == hashlib.blake2b(data, digest_size=16).digest()
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_after_a_power_loss_only_what_differs_travels(make_pair, prepared):
+    sizes = [9 * MIB + 512, 48 << 10]
+    pair = make_pair(sizes, journal_bytes=8 * MIB)
+    fill(pair.primary, 2 * MIB)
+    checkpoint(pair.primary)
+    # What is only prepared lies in the journal and counts as held.
+    pair.primary.pwrite(0, random.Random(9).randbytes(300_000), MIB - 77)
+    pair.primary.discard(0, 100_000, 50_000)
+    pair.primary.pwrite(1, b"end", (48 << 10) - 3)
+    last = checkpoint(pair.primary, commit=not prepared)
+    pair.primary.close()
+    lose_the_map(pair)
+    with (pair.folder / "primary.xvda").open("r+b") as image:
+        for at in (0, 5 * MIB + 3, 9 * MIB + 510):
+            image.seek(at)
+            image.write(b"\x99\x99")
+    pair.open_primary()
+    status = pair.primary.status()
+    assert status.resync_total == 3 * BLOCK
+    assert status.state is State.PROTECTED
+    assert status.committed_epoch > last
+    pair.primary.close()
+    pair.backup.promote()
+    same(pair)
+
+
+def test_guest_writes_go_on_while_both_sides_compare(make_pair):
+    pair = make_pair([16 * MIB], journal_bytes=16 * MIB, idle_ms=20)
+    fill(pair.primary, 4 * MIB)
+    checkpoint(pair.primary)
+    pair.primary.close()
+    for i in range(3):
+        lose_the_map(pair)
+        primary = pair.open_primary(wait=False)
+        rng = random.Random(i)
+        until(lambda: primary.status().connected)  # noqa: B023
+        wrote = 0
+        while primary.status().state is not State.PROTECTED:
+            at = rng.randrange(16 * MIB - 5000)
+            primary.pwrite(0, rng.randbytes(rng.randrange(1, 5000)), at)
+            wrote += 1
+            time.sleep(0.0005)
+        assert wrote
+        checkpoint(primary)
+        primary.close()
+    pair.backup.promote()
+    same(pair)
+
+
+def test_a_backup_that_lost_what_it_had_acked_is_compared(make_pair):
+    """Its state and disks are of yesterday: it holds less than it said."""
+    pair = make_pair([MIB])
+    fill(pair.primary, MIB // 2)
+    checkpoint(pair.primary)
+    lose(pair)
+    old = pair.folder / "old"
+    old.mkdir()
+    shutil.copytree(pair.folder / "backup", old / "state")
+    shutil.copy(pair.folder / "backup.xvda", old / "disk")
+    pair.open_backup()
+    next_checkpoint(pair.primary)
+    for i in range(20):  # forgotten by the map, since stable
+        pair.primary.pwrite(0, b"%d" % i, (40 + i) * BLOCK)
+        checkpoint(pair.primary)
+    until(lambda: pair.backup.status().applied_epoch >= 20)
+    time.sleep(0.3)
+    lose(pair)
+    shutil.rmtree(pair.folder / "backup")
+    shutil.copytree(old / "state", pair.folder / "backup")
+    shutil.copy(old / "disk", pair.folder / "backup.xvda")
+    pair.open_backup()
+    epoch = next_checkpoint(pair.primary)
+    pair.primary.commit(epoch)
+    pair.primary.close()
+    assert pair.backup.promote() == epoch
+    same(pair)
+
+
+def test_a_copy_that_was_cut_short_goes_on_where_it_differs(make_pair):
+    pair = make_pair([8 * MIB], journal_bytes=2 * MIB)
+    pair.close()
+    data = random.Random(5).randbytes(8 * MIB)
+    (pair.folder / "primary.xvda").write_bytes(data)
+    for name in ("primary", "backup"):
+        for file in (pair.folder / name).glob("**/*"):
+            if file.is_file():
+                file.unlink()
+    pair.options["resync_rate"] = 8 * MIB
+    pair.open_backup()
+    primary = pair.open_primary(wait=False)
+    until(lambda: pair.backup.status().resync_done >= 4 * MIB)
+    pair.close()
+    pair.open_backup()
+    assert pair.backup.status().state is State.INCONSISTENT
+    primary = pair.open_primary(wait=False)
+    until(lambda: primary.status().state is State.CATCHING_UP)
+    assert "cut short" in primary.status().reason
+    primary.wait_protected(timeout_s=30)
+    assert pair.backup.status().resync_done < 5 * MIB
+    pair.primary.close()
+    pair.backup.promote()
+    same(pair)
+
+
+def test_holes_are_not_read_and_stay_holes(make_pair):
+    """A disk of 1 GiB that holds 1 MiB, onto one with garbage in it."""
+    pair = make_pair([1 << 30])
+    pair.close()
+    with (pair.folder / "primary.xvda").open("r+b") as image:
+        image.truncate(0)
+        image.truncate(1 << 30)
+        image.seek(700 << 20)
+        image.write(random.Random(6).randbytes(MIB))
+    with (pair.folder / "backup.xvda").open("r+b") as image:
+        image.seek(100 << 20)
+        image.write(b"garbage" * 1000)
+    for name in ("primary", "backup"):
+        for file in (pair.folder / name).glob("**/*"):
+            if file.is_file():
+                file.unlink()
+    pair.open_backup()
+    start = time.monotonic()
+    pair.open_primary()
+    assert time.monotonic() - start < 5
+    assert pair.primary.status().resync_done == 1 << 30
+    # Only the data travelled; it is all that the backup's disk holds.
+    assert pair.primary.status().records < 40
+    pair.primary.close()
+    pair.backup.promote()
+    image = pair.folder / "backup.xvda"
+    assert image.stat().st_blocks * 512 <= 2 * MIB
+    with image.open("rb") as file:
+        file.seek(100 << 20)
+        assert file.read(7000) == bytes(7000)
+        file.seek(700 << 20)
+        assert file.read(MIB) == random.Random(6).randbytes(MIB)
+
+
+def test_a_copy_keeps_its_rate(make_pair):
+    pair = make_pair([4 * MIB], journal_bytes=8 * MIB)
+    pair.close()
+    pair.options["resync_rate"] = 4 * MIB
+    (pair.folder / "primary.xvda").write_bytes(random.Random(1).randbytes(4 * MIB))
+    pair.open_backup()
+    start = time.monotonic()
+    pair.open_primary()
+    assert time.monotonic() - start > 0.7
     pair.primary.close()
     pair.backup.promote()
     same(pair)
