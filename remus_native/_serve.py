@@ -192,6 +192,10 @@ def serve_primary(resource: ResourceFile) -> int:
             max_pause_ms=limits.max_pause_ms,
             loss_ms=limits.loss_ms,
             stall_ms=limits.stall_ms,
+            idle_ms=limits.idle_ms,
+            grace_ms=limits.grace_ms,
+            resync_rate=limits.resync_rate,
+            allow_inconsistent=resource.allow_inconsistent,
         )
         stack.callback(_close, primary, f"stopping the primary of {resource.name}")
         export = Export(primary, resource.primary.mount, nodes=nodes)
