@@ -230,7 +230,10 @@ int remus_primary_commit(remus_primary *p, uint64_t epoch)
                          p->resource, (ull)epoch, (ull)p->acked);
     else
         slot = remus_primary_reserve_commit(p, &r, epoch, &err);
-    if (!err && epoch > p->commit_given)
+    /* Said while the link is down it is still said, once it is back: it may
+     * be what makes room for the catch-up. */
+    if (err != -EINVAL && epoch <= p->acked && epoch > p->commit_given &&
+        !remus_primary_epoch_lost(p, epoch))
         p->commit_given = epoch;
     pthread_mutex_unlock(&p->lock);
     if (slot) {

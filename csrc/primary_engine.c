@@ -165,7 +165,7 @@ static struct remus_slot *commit_again(remus_primary *p,
 {
     uint64_t epoch = p->commit_given < p->acked ? p->commit_given : p->acked;
     int ignored;
-    return epoch > p->committed
+    return epoch > p->committed && !remus_primary_epoch_lost(p, epoch)
                ? remus_primary_reserve_commit(p, r, epoch, &ignored)
                : NULL;
 }
@@ -283,6 +283,8 @@ static void commit_and_leave(remus_primary *p, int fd, uint64_t session,
                 now_ns(p) - p->session_ended_ns > p->grace_ms * 1000000ull);
     r.epoch = over || p->commit_given > reply->held ? reply->held
                                                     : p->commit_given;
+    if (remus_primary_epoch_lost(p, r.epoch))
+        r.epoch = 0;
     pthread_mutex_unlock(&p->lock);
     if (r.epoch > reply->committed && r.epoch <= reply->held) {
         remus_record_encode(&r, out);

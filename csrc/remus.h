@@ -386,7 +386,8 @@ REMUS_API int remus_primary_preresume(remus_primary *p, uint64_t epoch,
 /*
  * Say that checkpoint `epoch`, memory too, is complete: the backup applies
  * it and every prepared one before it.  Never blocks.  Idempotent.
- * Errors: -EINVAL not acked yet, or no such barrier; -EPROTO backup lost.
+ * Errors: -EINVAL not acked yet, or no such barrier; -EPROTO backup lost (the
+ * backup is told when it is back, unless that epoch was lost with it).
  */
 REMUS_API int remus_primary_commit(remus_primary *p, uint64_t epoch);
 

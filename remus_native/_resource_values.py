@@ -45,6 +45,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "ack",
         "commit_by",
         "same_host",
+        "allow_inconsistent",
         "primary",
         "backup",
         "limits",
@@ -52,7 +53,17 @@ KNOWN: dict[str, tuple[str, ...]] = {
     ),
     "primary": ("state", "mount"),
     "backup": ("state", "journal"),
-    "limits": ("journal", "segment", "queue", "max_pause", "loss", "stall"),
+    "limits": (
+        "journal",
+        "segment",
+        "queue",
+        "max_pause",
+        "loss",
+        "stall",
+        "idle_interval",
+        "session_grace",
+        "resync_rate",
+    ),
     "volume": ("name", "size", "primary", "backup", "owner", "group", "mode"),
 }
 

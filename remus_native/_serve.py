@@ -194,6 +194,10 @@ def serve_primary(resource: ResourceFile) -> int:
             loss_ms=limits.loss_ms,
             stall_ms=limits.stall_ms,
             epochs_file=os.path.join(resource.primary.state, FILES["primary"]),
+            idle_ms=limits.idle_ms,
+            grace_ms=limits.grace_ms,
+            resync_rate=limits.resync_rate,
+            allow_inconsistent=resource.allow_inconsistent,
         )
         stack.callback(_close, primary, f"stopping the primary of {resource.name}")
         export = Export(primary, resource.primary.mount, nodes=nodes)

@@ -123,6 +123,9 @@ class Limits:
     max_pause_ms: int = 200
     loss_ms: int = 3000
     stall_ms: int = 10_000
+    idle_ms: int = 1000
+    grace_ms: int = 60_000
+    resync_rate: int = 0  # bytes a second; 0: no limit
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class ResourceFile:
     ack: Literal["durable", "memory"]
     commit_by: Literal["primary", "backup"]
     same_host: bool
+    allow_inconsistent: bool
     primary: PrimarySide
     backup: BackupSide
     limits: Limits
@@ -224,6 +228,7 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
     ack = top.take("ack", choice("durable", "memory"), "durable")
     commit_by = top.take("commit_by", choice("primary", "backup"), "primary")
     same_host = top.take("same_host", a_flag, True)
+    allow_inconsistent = top.take("allow_inconsistent", a_flag, False)
     primary = _read_primary(top.table("primary"))
     backup = _read_backup(top.table("backup"))
     limits = _read_limits(top.table("limits"))
@@ -238,6 +243,7 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
         ack=ack,
         commit_by=commit_by,
         same_host=same_host,
+        allow_inconsistent=allow_inconsistent,
         primary=primary,
         backup=backup,
         limits=limits,
@@ -283,6 +289,9 @@ def _read_limits(table: Table) -> Limits:
         max_pause_ms=table.take("max_pause", a_duration, usual.max_pause_ms),
         loss_ms=table.take("loss", a_loss, usual.loss_ms),
         stall_ms=table.take("stall", a_duration, usual.stall_ms),
+        idle_ms=table.take("idle_interval", a_duration, usual.idle_ms),
+        grace_ms=table.take("session_grace", a_duration, usual.grace_ms),
+        resync_rate=table.take("resync_rate", a_size, usual.resync_rate),
     )
     if not table.problems.lines:
         low, high = (n * limits.segment for n in SEGMENTS)

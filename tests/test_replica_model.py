@@ -237,6 +237,11 @@ class ReplicaMachine(RuleBasedStateMachine):
         self.lost = False
         self.spent = 0
         self.spent_at = dict.fromkeys((self.committed, *self.acked), 0)
+        # Each session begins a segment of the journal; prepared epochs keep it.
+        if len(self.acked) > 5:
+            self.primary.commit(epoch)
+            self.committed = epoch
+            self.acked = [epoch]
 
     @precondition(lambda self: self.lost)
     @rule(wait=st.integers(0, 12))

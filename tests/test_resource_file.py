@@ -80,6 +80,9 @@ def test_defaults() -> None:
     assert resource.primary.mount == "/srv/p/mount"
     assert resource.backup.journal == "/srv/b/journal"
     assert resource.limits == Limits(512 << 20, 16 << 20, 64 << 20, 200, 3000, 10_000)
+    assert (resource.limits.idle_ms, resource.limits.grace_ms) == (1000, 60_000)
+    assert resource.limits.resync_rate == 0
+    assert resource.allow_inconsistent is False
     (volume,) = resource.volumes
     assert volume.size == 8 << 20
     assert resource.nodes() == [Node(0, 0, 0o600)]
@@ -90,11 +93,13 @@ def test_defaults() -> None:
 def test_every_key() -> None:
     resource = parse(
         text(
-            top='tls = "off"\nack = "memory"\ncommit_by = "backup"\nsame_host = false',
+            top='tls = "off"\nack = "memory"\ncommit_by = "backup"\nsame_host = false\n'
+            "allow_inconsistent = true",
             primary='mount = "/run/m"',
             backup='journal = "/fast/j"',
             limits='journal = "1GiB"\nsegment = 65536\nqueue = "4MiB"\n'
-            'max_pause = "0.5s"\nloss = "1min"\nstall = "1500ms"',
+            'max_pause = "0.5s"\nloss = "1min"\nstall = "1500ms"\n'
+            'idle_interval = "250ms"\nsession_grace = "5s"\nresync_rate = "50MiB"',
             volume='owner = 107\ngroup = "root"\nmode = "0660"',
             rest=SECOND,
         )
@@ -106,7 +111,10 @@ def test_every_key() -> None:
     )
     assert resource.primary.mount == "/run/m"
     assert resource.backup.journal == "/fast/j"
-    assert resource.limits == Limits(1 << 30, 65536, 4 << 20, 500, 60_000, 1500)
+    assert resource.limits == Limits(
+        1 << 30, 65536, 4 << 20, 500, 60_000, 1500, 250, 5000, 50 << 20
+    )  # fmt: skip
+    assert resource.allow_inconsistent is True
     assert resource.nodes() == [Node(107, 0, 0o660), Node(0, 0, 0o600)]
     assert resource.volumes[1].size is None
 
