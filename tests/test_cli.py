@@ -483,7 +483,7 @@ def test_a_backup_ends_cleanly_on_a_signal(host: Host, number: int) -> None:
         'new=Inconsistent connected=0 reason="'
     )
     left = sorted(path.name for path in (host.folder / "b").iterdir())
-    assert left == ["backup.state", "journal", "lock"]
+    assert left == ["backup.state", "journal", "journal.id", "lock"]
     assert not (host.folder / "sock").exists()
 
 
