@@ -330,6 +330,51 @@ static void ll_flush(fuse_req_t req, fuse_ino_t ino,
     fuse_reply_err(req, 0);
 }
 
+/* The nodes are what they are: nothing can be made or taken away. */
+static void ll_mknod(fuse_req_t req, fuse_ino_t parent, const char *name,
+                     mode_t mode, dev_t device)
+{
+    (void)parent;
+    (void)name;
+    (void)mode;
+    (void)device;
+    fuse_reply_err(req, EPERM);
+}
+
+static void ll_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name,
+                     mode_t mode)
+{
+    ll_mknod(req, parent, name, mode, 0);
+}
+
+static void ll_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+    ll_mknod(req, parent, name, 0, 0);
+}
+
+static void ll_symlink(fuse_req_t req, const char *target, fuse_ino_t parent,
+                       const char *name)
+{
+    (void)target;
+    ll_mknod(req, parent, name, 0, 0);
+}
+
+static void ll_rename(fuse_req_t req, fuse_ino_t parent, const char *name,
+                      fuse_ino_t to, const char *new_name, unsigned int flags)
+{
+    (void)to;
+    (void)new_name;
+    (void)flags;
+    ll_mknod(req, parent, name, 0, 0);
+}
+
+static void ll_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent,
+                    const char *name)
+{
+    (void)ino;
+    ll_mknod(req, parent, name, 0, 0);
+}
+
 static void ll_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
                     struct fuse_file_info *fi)
 {
@@ -574,6 +619,13 @@ const struct fuse_lowlevel_ops remus_fuse_operations = {
     .open = ll_open,
     .release = ll_release,
     .flush = ll_flush,
+    .mknod = ll_mknod,
+    .mkdir = ll_mkdir,
+    .unlink = ll_unlink,
+    .rmdir = ll_unlink,
+    .symlink = ll_symlink,
+    .rename = ll_rename,
+    .link = ll_link,
     .read = ll_read,
     .write = ll_write,
     .fsync = ll_fsync,

@@ -26,6 +26,7 @@ __all__ = [
     "check_disks",
     "check_overlap",
     "group_number",
+    "has_state",
     "user_number",
 ]
 
@@ -160,9 +161,22 @@ def check_disks(
 ) -> None:
     """What `ResourceFile.check` promises about the disks of ``side``."""
     missing: list[tuple[str, int]] = []
+    # Under a state that knows its disks an empty one would pass for the old.
+    lost = has_state(resource, side)
     for i, volume in enumerate(resource.volumes):
         path, key = volume.path(side), f"volume[{i}].{side}"
         wanted, source = _expected_size(resource, i, side)
+        if lost and not os.path.exists(path):
+            problems.add(
+                key,
+                f"the disk that {resource.state(side)} belongs to, at {path}",
+                "no such file",
+                "mount or restore it; only if it is lost, empty the state "
+                "directory"
+                + (" and the journal" if side == "backup" else "")
+                + " and let the primary copy the disks anew",
+            )
+            continue
         if create and side == "backup" and not os.path.lexists(path):
             if wanted is not None:
                 missing.append((path, wanted))
@@ -196,6 +210,11 @@ def check_disks(
     for path, size in missing:
         _create_image(path, size, problems)
     problems.raise_if_any()
+
+
+def has_state(resource: ResourceFile, side: Side) -> bool:
+    """Whether this side ever ran with its state directory."""
+    return os.path.exists(os.path.join(resource.state(side), f"{side}.state"))
 
 
 def _expected_size(

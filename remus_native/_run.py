@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -17,7 +18,7 @@ from .control import NotRunning
 from .devices import CheckpointDevices
 from .drbd import DrbdDisk
 from .epochs import EpochStatistics
-from .errors import RemusError
+from .errors import DeviceErrors, RemusError, StateError
 from .guests import NullGuest, QmpGuest
 from .resource_file import ResourceFile
 
@@ -70,10 +71,25 @@ def run(
         live.note(_opening(resource, interval_s, qmp))
         try:
             checkpointer.run(count=count, duration_s=duration_s)
+        except (StateError, DeviceErrors) as error:
+            if not _node_is_gone(error):
+                raise
+            raise NotRunning(
+                f"the primary that served {resource.primary.mount} has ended, and "
+                f"the guest's disks with it: start it again (remus-native primary "
+                f"{resource.file}), or promote the backup",
+                errno=errno.ENOTCONN,
+            ) from error
         finally:
             live.clear()
             print(_summary(checkpointer, traffic), flush=True)
     return 0
+
+
+def _node_is_gone(error: StateError | DeviceErrors) -> bool:
+    errors = error.errors if isinstance(error, DeviceErrors) else (error,)
+    gone = (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV)
+    return any(getattr(each, "errno", None) in gone for each in errors)
 
 
 def _statistics(resource: ResourceFile) -> EpochStatistics:

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ._binding import lib
@@ -128,7 +128,9 @@ def promote_and_tell(
 def serve_backup(resource: ResourceFile, *, create: bool) -> int:
     """Be the backup of ``resource`` until a signal; the exit code."""
     with stop_signals() as signals, contextlib.ExitStack() as stack:
-        _make_directories(resource, resource.backup.state, resource.backup.journal)
+        _make_directories(
+            resource, private=[resource.backup.state, resource.backup.journal]
+        )
         resource.check("backup", create=create)
         backup = with_progress(
             lambda: backup_of(resource),
@@ -159,10 +161,10 @@ def serve_backup(resource: ResourceFile, *, create: bool) -> int:
                 deferred={"promote": promote, "commit": commit, "stop": watch.stop},
             )
         )
-        if backup.status().state not in (State.PROMOTED, State.PROMOTING):
-            backup.serve(
-                resource.address, tls=resource.tls, loss_ms=resource.limits.loss_ms
-            )
+        # Also when it is promoted: a primary is then told so.
+        backup.serve(
+            resource.address, tls=resource.tls, loss_ms=resource.limits.loss_ms
+        )
         _ready("backup", resource)
         watch.run(server)
         notify_systemd("STOPPING=1")
@@ -177,7 +179,16 @@ def serve_primary(resource: ResourceFile) -> int:
     lib.remus_harden_process()  # before any thread is there
     with stop_signals() as signals, contextlib.ExitStack() as stack:
         _detach_dead_mount(resource.primary.mount)
-        _make_directories(resource, resource.primary.state, resource.primary.mount)
+        state, mount = resource.primary.state, resource.primary.mount
+        # Who serves the guest may be another user, and must reach the nodes:
+        # through the state directory without seeing what is in it.
+        inside = mount.startswith(state.rstrip("/") + "/")
+        _make_directories(
+            resource,
+            private=[] if inside else [state],
+            passable=[state] if inside else [],
+            public=[mount],
+        )
         resource.check("primary")
         nodes = resource.nodes()
         limits = resource.limits
@@ -247,16 +258,42 @@ def detach(mount: str) -> None:
 # ---- both --------------------------------------------------------------------
 
 
-def _make_directories(resource: ResourceFile, *paths: str) -> None:
+def _make_directories(
+    resource: ResourceFile,
+    *,
+    private: Sequence[str] = (),
+    passable: Sequence[str] = (),
+    public: Sequence[str] = (),
+) -> None:
+    """Make those that are missing; what is there keeps its mode."""
     if resource.address.startswith("unix:"):
-        paths = (*paths, os.path.dirname(resource.address[5:]))
-    for path in paths:
-        try:
-            os.makedirs(path, mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise StateError(
-                f"create the directory {path}: {error.strerror}", errno=error.errno
-            ) from error
+        # The socket itself is for its owner only.
+        public = [*public, os.path.dirname(resource.address[5:])]
+    for paths, mode in ((private, 0o700), (passable, 0o711), (public, 0o755)):
+        for path in paths:
+            try:
+                _make_directory(path, mode)
+            except OSError as error:
+                raise StateError(
+                    f"create the directory {path}: {error.strerror}",
+                    errno=error.errno,
+                ) from error
+
+
+def _make_directory(path: str, mode: int) -> None:
+    """With its parents, which everybody may pass; whatever the umask is."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path.rstrip("/"))
+    if parent and not os.path.isdir(parent):
+        _make_directory(parent, 0o755)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+    else:
+        os.chmod(path, mode)
 
 
 def _ready(side: str, resource: ResourceFile) -> None:

@@ -23,9 +23,16 @@ from typing import Any, NoReturn
 from . import _run as run
 from . import _serve, _statistics, control
 from ._progress import bytes_text, seconds_text, table, with_progress
+from ._resource_disks import has_state
 from ._version import __version__
 from .control import NotRunning
-from .errors import ConfigError, DeviceErrors, RemusError, ReplicationLost
+from .errors import (
+    CheckpointTimeout,
+    ConfigError,
+    DeviceErrors,
+    RemusError,
+    ReplicationLost,
+)
 from .replica import Backup, State
 from .resource_file import (
     ResourceFile,
@@ -37,6 +44,7 @@ from .resource_file import (
 
 __all__ = ["EXIT_CODES", "main"]
 
+STATUS_S = 3.0  # a process that lives answers status at once
 OK, FAILED, USAGE, UNPROTECTED, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 EXIT_CODES = """\
@@ -125,7 +133,14 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     resource = load(arguments.file)
     sides: list[Side] = [arguments.side] if arguments.side else ["primary", "backup"]
-    answers = {side: _status_of(resource, side) for side in sides}
+    answers: dict[Side, dict[str, Any] | None] = {}
+    silent: dict[Side, str] = {}
+    for side in sides:
+        try:
+            answers[side] = _status_of(resource, side)
+        except CheckpointTimeout as error:
+            answers[side] = None
+            silent[side] = str(error)
     found = {side: answer for side, answer in answers.items() if answer}
     if arguments.json:
         print(json.dumps({"resource": resource.name, **answers}, indent=2))
@@ -133,8 +148,15 @@ def _status(arguments: argparse.Namespace) -> int:
         for side, answer in found.items():
             print(_status_text(side, answer))
         for side in sides:
-            if side not in found:
+            if side not in found and side not in silent:
                 print(f"{resource.name} {side}: not running on this host")
+    for side, why in silent.items():
+        _serve.say(
+            f"{side} of {resource.name}: its process is there and does not answer, "
+            f"it may be stopped or held up by a disk: {why}"
+        )
+    if silent:
+        return FAILED
     if not any(answer["running"] for answer in found.values()):
         return NOT_RUNNING
     good = all(answer["state"] in GOOD_STATES[side] for side, answer in found.items())
@@ -144,14 +166,16 @@ def _status(arguments: argparse.Namespace) -> int:
 def _status_of(resource: ResourceFile, side: Side) -> dict[str, Any] | None:
     """The status of one side; a backup that does not run is opened for it."""
     try:
-        answer = control.call(resource.state(side), "status")
+        answer = control.call(resource.state(side), "status", timeout_s=STATUS_S)
         running = True
         if side == "primary":
             answer["statistics"] = _statistics.of_state_dir(resource.primary.state)
         else:
-            answer["checkpoints"] = control.call(resource.backup.state, "checkpoints")
+            answer["checkpoints"] = control.call(
+                resource.backup.state, "checkpoints", timeout_s=STATUS_S
+            )
     except NotRunning:
-        if side == "primary" or not _has_state(resource):
+        if side == "primary" or not has_state(resource, "backup"):
             return None
         running = False
         with _open_backup(resource) as backup:
@@ -220,14 +244,10 @@ def _checkpoints_text(checkpoints: list[dict[str, Any]]) -> str:
 # ---- promote and commit -----------------------------------------------------------
 
 
-def _has_state(resource: ResourceFile) -> bool:
-    return os.path.exists(os.path.join(resource.backup.state, "backup.state"))
-
-
 @contextlib.contextmanager
 def _open_backup(resource: ResourceFile) -> Iterator[Backup]:
     """The backup of a process that does not run; never makes a new one."""
-    if not _has_state(resource):
+    if not has_state(resource, "backup"):
         raise NotRunning(
             f"backup of {resource.name}: no process runs, and "
             f"{resource.backup.state} holds no state of a backup: is this the "
@@ -259,7 +279,8 @@ def _promote(arguments: argparse.Namespace) -> int:
         result = with_progress(
             through_process,
             lambda: _promote_progress(
-                resource, lambda: control.call(resource.backup.state, "status")
+                resource,
+                lambda: control.call(resource.backup.state, "status", timeout_s=1.0),
             ),
         )
     else:
@@ -286,6 +307,11 @@ def _promote(arguments: argparse.Namespace) -> int:
 def _promote_progress(resource: ResourceFile, ask: Callable[[], dict[str, Any]]) -> str:
     try:
         status = ask()
+    except CheckpointTimeout:
+        return (
+            f"promoting {resource.name}: waiting for the backup's process, which "
+            "does not answer: is it stopped?"
+        )
     except RemusError:
         return f"promoting {resource.name}"
     return (
@@ -394,8 +420,8 @@ def _add_backup(commands: Any) -> None:
     parser.add_argument(
         "--create",
         action="store_true",
-        help="create images that are missing, as sparse files of the size that "
-        "FILE gives; what is there is never touched",
+        help="at the first start, create images that are missing, as sparse files "
+        "of the size that FILE gives; what is there is never touched",
     )
 
 

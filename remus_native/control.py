@@ -13,7 +13,11 @@ Requests are answered in order; the other keys of a request are arguments of
 the handler.  `ControlServer` answers quick requests (``status``) in its one
 thread.  Requests that may block for a disk go to the thread that owns the
 resource: it waits for `ControlServer.fileno` and calls `run_pending`, so that
-``status`` is answered while a promote is under way.
+``status`` is answered while a promote is under way.  Such a request is
+dropped if its client has gone before it was begun; one that was begun is
+carried out.  The backup takes ``status``, ``checkpoints``, ``promote``,
+``commit`` and ``stop``, the primary ``status`` and ``stop`` (end as on
+SIGTERM).
 """
 
 from __future__ import annotations
@@ -147,6 +151,12 @@ class ControlServer:
                 job = self._jobs.get_nowait()
             except queue.Empty:
                 return
+            # Nobody waits for it any more: it must not be done behind the
+            # back of who gave it up.
+            if _gone(job.client.sock):
+                self._answers.put((job.client, b""))
+                _poke(self._to_thread)
+                continue
             answer = _answer(job.handler, job.arguments)
             self._answers.put((job.client, answer))
             _poke(self._to_thread)
@@ -401,6 +411,16 @@ def _answer(handler: Handler, arguments: Mapping[str, Any]) -> bytes:
     except Exception as error:
         # TypeError: arguments that the handler does not have.
         return _line(_error_object(error))
+
+
+def _gone(sock: socket.socket) -> bool:
+    """Whether the client has closed its end, or we ours."""
+    try:
+        return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _poke(end: socket.socket) -> None:

@@ -427,7 +427,7 @@ class Host:
     def runs(self, side: str) -> bool:
         return is_running(str(self.folder / side))
 
-    def open_primary(self) -> Primary:
+    def open_primary(self, *, wait: bool = True) -> Primary:
         """The other side in this process, on the same file."""
         resource = load(self.file)
         os.makedirs(resource.primary.state, exist_ok=True)
@@ -438,7 +438,8 @@ class Host:
             address=resource.address,
         )
         self.stack.callback(primary.close)
-        primary.wait_protected(timeout_s=30)
+        if wait:
+            primary.wait_protected(timeout_s=30)
         return primary
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
@@ -483,7 +484,7 @@ def test_a_backup_ends_cleanly_on_a_signal(host: Host, number: int) -> None:
         'new=Inconsistent connected=0 reason="'
     )
     left = sorted(path.name for path in (host.folder / "b").iterdir())
-    assert left == ["backup.state", "journal", "lock"]
+    assert left == ["backup.state", "journal", "journal.id", "lock"]
     assert not (host.folder / "sock").exists()
 
 

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import sys
 import threading
 import time
 import warnings
 from typing import Any
 
 import pytest
+from remus_native._core import ffi, lib
 
 from remus_native import (
+    CheckpointCancelled,
     CheckpointDevice,
     CheckpointDevices,
     CheckpointTimeout,
@@ -383,3 +387,100 @@ def test_extents_reach_the_statistics_when_the_backup_has_told(make_pair):
             layer.commit()
         known = [s for s in layer.epochs.recent(4096) if s.extents is not None]
         assert {(s.extents, s.coalesced) for s in known} == {(1, 500)}
+
+
+# ---- what a call costs beyond C ---------------------------------------------------
+
+
+class AtOnce:
+    """A native device whose phases return at once."""
+
+    kind, name, timeout_s, _may_block = "nic", "null", 5.0, False
+
+    def _join_group(self, group: Any) -> int:
+        ops = lib.remus_test_null_ops()
+        return int(lib.remus_group_add_device(group.raw, b"null", ops, ffi.NULL))
+
+    def setup(self) -> None:
+        pass
+
+
+def test_an_epoch_leaves_nothing_behind(make_pair):
+    pair = make_pair([65536])
+    for devices in ([AtOnce()], [ReplicaResource(pair.primary)], [AtOnce(), AtOnce()]):
+        with CheckpointDevices(devices) as layer:
+
+            def epochs(count: int, layer: Any = layer) -> None:
+                for _ in range(count):
+                    layer.postsuspend()
+                    layer.preresume(20)
+                    layer.commit()
+
+            epochs(20)
+            gc.collect()
+            before = sys.getallocatedblocks()
+            epochs(500)
+            gc.collect()
+            assert sys.getallocatedblocks() - before < 50
+
+
+def test_what_cannot_block_keeps_the_gil(make_pair):
+    """Else a busy thread would take it, and keep it for a switch interval."""
+    pair = make_pair([65536])
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            sum(range(100))
+
+    before = sys.getswitchinterval()
+    thread = threading.Thread(target=busy)
+    with CheckpointDevices([ReplicaResource(pair.primary)]) as layer:
+        layer.postsuspend()
+        layer.preresume(20)
+        thread.start()
+        try:
+            sys.setswitchinterval(2.0)
+            start = time.monotonic()
+            layer.commit()
+            layer.postsuspend()
+            assert time.monotonic() - start < 1.0
+            sys.setswitchinterval(before)
+            # A wait gives it up: others go on meanwhile.
+            layer.preresume(20)
+        finally:
+            sys.setswitchinterval(before)
+            stop.set()
+            thread.join()
+
+
+def test_threads_that_call_at_any_time_get_a_phase_error():
+    stop = threading.Event()
+    done, wrong = [], []
+
+    def crowd(layer: Any) -> None:
+        while not stop.is_set():
+            for phase in ("postsuspend", "preresume", "commit"):
+                try:
+                    getattr(layer, phase)()
+                    done.append(phase)
+                except (PhaseError, CheckpointCancelled):
+                    pass
+                except Exception as error:
+                    wrong.append(error)
+
+    _, _, layer = make(3)
+    layer.setup()
+    threads = [threading.Thread(target=crowd, args=(layer,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 20
+    while done.count("commit") < 50 and time.monotonic() < end and not wrong:
+        time.sleep(0.001)
+    layer.cancel()
+    layer.teardown()
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert not wrong
+    assert done.count("commit") >= 50
