@@ -10,9 +10,11 @@
 
 #include "config.h"
 #include "error.h"
+#include "primary_state.h"
 
 #define DEFAULT_JOURNAL (512ull << 20)
 #define DEFAULT_SEGMENT (16ull << 20)
+#define DEFAULT_STALE_S 60u
 
 int remus_backup_failed(remus_backup *b, int err)
 {
@@ -23,6 +25,11 @@ int remus_backup_failed(remus_backup *b, int err)
     }
     pthread_mutex_unlock(&b->lock);
     return err;
+}
+
+uint64_t remus_backup_now_s(const remus_backup *b)
+{
+    return b->io->real_s(b->io);
 }
 
 uint64_t remus_backup_stable(const remus_backup *b)
@@ -178,7 +185,7 @@ static int recover(remus_backup *b)
     b->last_barrier = s->number;
     b->next_number = s->next_number;
     b->session_start = 1;
-    b->fenced = s->role >= REMUS_SUPER_PROMOTING;
+    b->fenced = remus_super_promoted(s);
     if (s->role != REMUS_SUPER_SYNCED && s->role != REMUS_SUPER_BACKUP &&
         s->role != REMUS_SUPER_PROMOTING) {
         remus_journal_drop(&b->journal, s->tail);
@@ -202,10 +209,20 @@ static int recover(remus_backup *b)
 
 /* ---- open and close ------------------------------------------------ */
 
-static int make_super(remus_backup *b)
+static int make_super(remus_backup *b,
+                      const struct remus_primary_state *primary)
 {
     struct remus_super *s = &b->super;
+    uint64_t sequence = s->sequence;
     memset(s, 0, sizeof *s);
+    s->sequence = sequence;
+    if (primary) {
+        s->role = REMUS_SUPER_FOREIGN;
+        s->lineage = primary->lineage;
+        /* Every number below the limit may have been used. */
+        s->applied = s->base = s->last_epoch = primary->limit - 1;
+        s->cp.epoch = s->applied;
+    }
     /* A journal directory may hold segments of an earlier life: start the
      * sequence where they can't be. */
     uint32_t start;
@@ -233,10 +250,38 @@ static int load_super(remus_backup *b)
     return err == -ENOENT ? 0 : err ? err : 1;
 }
 
-/* The journal is open: make the superblock, or see that they fit. */
-static int check_super(remus_backup *b, int there)
+/*
+ * Was this side a primary since the superblock was stored?  1: then its disks
+ * are what `primary` says; 0 no; -errno.
+ */
+static int was_primary(remus_backup *b, int there,
+                       struct remus_primary_state *primary)
 {
-    int err = there ? 0 : make_super(b);
+    if (there && b->super.role == REMUS_SUPER_PROMOTED && b->discard_local) {
+        /* A guest ran on the plain images. */
+        remus_super_descend(&b->super, &primary->lineage);
+        primary->limit = b->super.last_epoch + 1;
+        return 1;
+    }
+    if (there && b->super.role != REMUS_SUPER_LEFT)
+        return 0;
+    int err = remus_primary_state_read(b->io, b->state_dir, b->resource,
+                                       primary);
+    if (err == -ENOENT && there)
+        return remus_fail(err,
+                          "%s says that a primary took this side over, but "
+                          "its primary.state is missing: restore it, or "
+                          "empty the state directory and let the other side "
+                          "copy its disks anew",
+                          b->super_path);
+    return err == -ENOENT ? 0 : err ? err : 1;
+}
+
+/* The journal is open: make the superblock, or see that they fit. */
+static int check_super(remus_backup *b, int there,
+                       const struct remus_primary_state *primary)
+{
+    int err = there ? 0 : make_super(b, primary);
     if (err)
         return err;
     /* Also if it was there: who made it may have been killed before this.
@@ -284,6 +329,10 @@ static int allocate(remus_backup *b, const struct remus_backup_config *c,
     b->io = io;
     b->ack = c->ack;
     b->commit_by = c->commit_by;
+    b->discard_local = c->discard_local;
+    b->stale_s = c->stale_ms == UINT32_MAX ? UINT64_MAX
+                 : c->stale_ms             ? (c->stale_ms + 999u) / 1000u
+                                           : DEFAULT_STALE_S;
     b->lock_file = b->super_file = b->journal_lock = -1;
     pthread_mutex_init(&b->apply_lock, NULL);
     pthread_mutex_init(&b->lock, NULL);
@@ -351,6 +400,7 @@ int remus_backup_open_io(const struct remus_backup_config *config,
     int err = remus_config_check(config->resource, config->state_dir,
                                  config->volumes, config->volume_count,
                                  config->ack, config->commit_by);
+    struct remus_primary_state primary = {0};
     if (err)
         return err;
     remus_backup *b = calloc(1, sizeof *b);
@@ -363,9 +413,12 @@ int remus_backup_open_io(const struct remus_backup_config *config,
         err = b->lock_file < 0 ? b->lock_file : 0;
     }
     int there = err ? err : load_super(b);
-    err = there < 0 ? there : open_journal(b, config, there);
+    int foreign = there < 0 ? there : was_primary(b, there, &primary);
+    if (foreign > 0)
+        there = 0;
+    err = foreign < 0 ? foreign : open_journal(b, config, there);
     if (!err)
-        err = check_super(b, there);
+        err = check_super(b, there, foreign ? &primary : NULL);
     if (!err)
         err = open_disks(b, config);
     if (!err)
@@ -455,6 +508,8 @@ static int backup_state(const remus_backup *b, int connected)
     default:
         break;
     }
+    if (b->split)
+        return REMUS_STATE_SPLIT_BRAIN;
     if (b->copying || b->catching)
         return REMUS_STATE_CATCHING_UP;
     if (!remus_backup_consistent(b))
@@ -469,16 +524,24 @@ static void backup_reason(const remus_backup *b, struct remus_status *s)
     const char *why = b->reason;
     char text[REMUS_REASON_MAX];
     /* After a promote it does not matter how the last connection ended. */
-    if (!*why || (!b->failed && b->super.role >= REMUS_SUPER_PROMOTING)) {
+    if (!*why || (!b->failed && remus_super_promoted(&b->super))) {
         switch (s->state) {
         case REMUS_STATE_INCONSISTENT:
-            why = "no complete copy of the disks: start the primary";
+            why = b->super.role == REMUS_SUPER_FOREIGN
+                      ? "was the primary: the disks are as it left them; "
+                        "start the other side as the primary"
+                      : "no complete copy of the disks: start the primary";
             break;
         case REMUS_STATE_CATCHING_UP:
             why = b->catching ? "the primary sends what changed meanwhile; "
                                 "until it is committed the last checkpoint "
                                 "stays"
                               : "the primary is copying its disks";
+            break;
+        case REMUS_STATE_SPLIT_BRAIN:
+            why = "both sides went on from one checkpoint: decide which one "
+                  "to lose, stop its guest, and start it as the backup "
+                  "with --discard-local";
             break;
         case REMUS_STATE_STANDBY:
             why = s->connected ? "a primary is connected and has sent nothing "
@@ -516,9 +579,9 @@ int remus_backup_status(remus_backup *b, struct remus_status *s)
     s->state = backup_state(b, net.connected);
     s->volumes = b->disk_count;
     snprintf(s->resource, sizeof s->resource, "%s", b->resource);
-    const unsigned char *id = b->super.role >= REMUS_SUPER_PROMOTING
+    const unsigned char *id = remus_super_promoted(&b->super)
                                   ? b->super.promoted_generation
-                                  : b->super.generation;
+                                  : b->super.lineage.id;
     for (int i = 0; i < REMUS_ID_BYTES; i++)
         snprintf(s->generation + 2 * i, 3, "%02x", id[i]);
     s->prepared_epoch = b->prepared;
@@ -526,7 +589,7 @@ int remus_backup_status(remus_backup *b, struct remus_status *s)
     s->applied_epoch = b->applied;
     s->stable_epoch = remus_backup_stable(b);
     s->open_epoch = b->open ? b->open->number : 0;
-    if (b->super.role >= REMUS_SUPER_PROMOTING)
+    if (remus_super_promoted(&b->super))
         s->promoted_epoch = b->super.target;
     s->journal_bytes =
         remus_journal_used(&b->journal) * b->journal.segment_bytes;

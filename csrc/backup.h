@@ -4,7 +4,8 @@
  *   super.c         the superblock: what survives, two alternating slots
  *   backup.c        open, recover, status, close
  *   backup_log.c    receive: records, barriers, commits into the journal
- *   backup_apply.c  apply, checkpoint, promote: out of the journal
+ *   backup_apply.c  apply, checkpoint, copy: out of the journal
+ *   backup_promote.c  failover
  *   backup_compare.c  hashes of blocks, for a primary that lost its map
  *   backup_net.c    the threads and the socket
  *   backup_test.c   the same, driven record by record (tests)
@@ -38,7 +39,11 @@ enum remus_backup_role {
                                   committed */
     REMUS_SUPER_BACKUP = 3,    /* consistent at `applied` and later ones */
     REMUS_SUPER_PROMOTING = 4, /* will be at `target`, nothing else */
-    REMUS_SUPER_PROMOTED = 5   /* is at `target`; never replays */
+    REMUS_SUPER_PROMOTED = 5,  /* is at `target`; never replays */
+    REMUS_SUPER_LEFT = 6,      /* a primary took it over since: its state is
+                                  what counts */
+    REMUS_SUPER_FOREIGN = 7    /* the disks are as a primary left them: no
+                                  checkpoint; another one may overwrite them */
 };
 
 /*
@@ -48,7 +53,7 @@ enum remus_backup_role {
  *
  *   offset size
  *    0     4    magic 0x424d4552 ("REMB")
- *    4     4    version, 1
+ *    4     4    version, 2
  *    8     8    sequence
  *   16     4    role (enum remus_backup_role)
  *   20     4    CRC32C of the resource's name
@@ -60,13 +65,15 @@ enum remus_backup_role {
  *   64     8    number of the last barrier before that was stored
  *   72     8    segment bytes
  *   80     8    segments
- *   88    16    generation of the primary
+ *   88     8    when a primary was last heard of, s since 1970; 0 never
+ *   96     8    zero
  *  104    16    generation taken by promote
  *  120     8    next number of a counted record, at least
  *  128     4    flags of the checkpoint `applied` (or `target`)
  *  132     4    length of its tag
  *  136    32    its tag
- *  168     4    CRC32C of bytes 0..167
+ *  168   408    lineage of the primary (lineage.h): whose epochs these are
+ *  576     4    CRC32C of bytes 0..575
  */
 struct remus_super {
     uint64_t sequence;
@@ -81,10 +88,16 @@ struct remus_super {
     uint64_t segments;
     uint64_t next_number;
     struct remus_checkpoint cp; /* of `applied`, or of `target` */
-    unsigned char generation[REMUS_ID_BYTES];
+    uint64_t heard; /* s since 1970 */
+    struct remus_lineage lineage;
     unsigned char promoted_generation[REMUS_ID_BYTES];
 };
 
+/* Did a promote begin, or end? */
+int remus_super_promoted(const struct remus_super *s);
+/* The lineage that a promote began. */
+void remus_super_descend(const struct remus_super *s,
+                         struct remus_lineage *out);
 /* 0, -ENOENT (no file), -EBADMSG (no valid slot), -errno; with a text. */
 int remus_super_load(remus_io *io, int file, const char *path,
                      const char *resource, struct remus_super *s);
@@ -130,6 +143,8 @@ struct remus_backup {
     int journal_lock;         /* constant; -1: none */
     unsigned char *buffer;    /* apply_lock: REMUS_APPLY_BYTES */
     int recovered;            /* open/close only: open succeeded */
+    int discard_local;        /* constant: FOREIGN disks may be overwritten
+                                 whatever is on them */
 
     pthread_mutex_t apply_lock;
     pthread_mutex_t lock;
@@ -140,6 +155,9 @@ struct remus_backup {
 
     struct remus_super super; /* written with apply_lock and lock held */
     int fenced;               /* lock: a promote began; nothing is taken */
+    int given;                /* lock: the primary gave way, for good */
+    uint64_t alone_s;         /* lock: promote: how long without a primary */
+    uint64_t stale_s;         /* constant: see remus_backup_config */
     int failed;               /* lock: -errno that ended it */
     char reason[REMUS_REASON_MAX]; /* lock */
 
@@ -153,7 +171,9 @@ struct remus_backup {
     int copying;              /* lock: between RESYNC BEGIN and END */
     uint64_t catching;        /* lock: epoch of the catch-up that is under
                                  way; 0: none */
-    unsigned char session_generation[REMUS_ID_BYTES]; /* lock: primary's */
+    struct remus_lineage session_lineage; /* lock: the primary's */
+    int split;                /* lock: the newest hello was of one that went
+                                 on by itself, as these disks did */
     uint64_t next_number;     /* lock: of the next counted record */
     uint64_t expect_epoch;    /* lock: epoch of the next counted record;
                                  0: none may come before a session */
@@ -188,6 +208,8 @@ void remus_backup_free(remus_backup *b); /* memory only */
 uint64_t remus_backup_stable(const remus_backup *b);
 /* Is there a checkpoint to promote to?  (lock held) */
 int remus_backup_consistent(const remus_backup *b);
+/* Seconds since 1970. */
+uint64_t remus_backup_now_s(const remus_backup *b);
 /* Keep the reason of a final failure (lock not held); returns err. */
 int remus_backup_failed(remus_backup *b, int err);
 
@@ -196,6 +218,9 @@ int remus_backup_session_begin(remus_backup *b, const struct remus_hello *h,
                                uint64_t session,
                                struct remus_hello_reply *reply);
 void remus_backup_session_end(remus_backup *b);
+/* Store that a primary is heard of now, if what is stored is older than so
+ * many seconds; takes apply_lock. */
+void remus_backup_note_heard(remus_backup *b, uint64_t older_s);
 /* Counted records follow, first `epoch`, with what the disks lack. */
 int remus_backup_catch_up(remus_backup *b, uint64_t epoch, uint64_t bytes);
 /* A counted record.  `header` as it came; payload proven by the caller. */
@@ -245,18 +270,40 @@ int remus_backup_check_range(const remus_backup *b,
 int remus_backup_apply(remus_backup *b);
 int remus_backup_checkpoint(remus_backup *b);
 /* keep: the disks count, and every closed epoch is moved into them first. */
+/* Take over the lineage of the session, durably: from here on its epochs
+ * come.  FOREIGN disks are the backup's then. */
+int remus_backup_adopt(remus_backup *b);
 int remus_backup_copy_begin(remus_backup *b, int keep);
 int remus_backup_copy_data(remus_backup *b, const struct remus_record *r,
                            const unsigned char *payload);
 int remus_backup_copy_flush(remus_backup *b);
 int remus_backup_copy_end(remus_backup *b, uint64_t first_epoch);
+/* The rest: apply_lock held by the caller. */
+/* Make the superblock durable, then believe it. */
+int remus_backup_store_super(remus_backup *b, struct remus_super *s);
+int remus_backup_sync_disks(remus_backup *b);
+/* Move the newest data of all epochs up to `target` into the disks.  They
+ * and their commit (or the promote) are durable already. */
+int remus_backup_write_epochs(remus_backup *b, uint64_t target);
+/* Forget every epoch: the disks are about to change (lock held, too). */
+void remus_backup_drop_epochs(remus_backup *b, uint64_t next_seq);
 
 /* backup_net.c */
+/*
+ * Ask the primary to give way, if one is connected, and wait for its answer.
+ * keep: without a last checkpoint, which would take away older ones.
+ * 1: it did; 0: there is none, or it fell silent; -EBUSY: no, and why.
+ */
+int remus_backup_net_ask(remus_backup *b, int keep);
+/* Seconds since a primary was connected to this process: 0 now; UINT64_MAX
+ * never. */
+uint64_t remus_backup_net_alone_s(remus_backup *b);
 /* Is a primary connected that has not ended its connection? */
 int remus_backup_net_live(remus_backup *b);
-/* End the connection and keep others out (net may be NULL).  force 0:
- * -EBUSY if a primary is connected.  reopen: let them in again. */
-int remus_backup_net_fence(remus_backup *b, int force);
+/* End the connection and keep others out (net may be NULL), once what a
+ * primary that has gone had sent is through.  reopen: let them in again, if
+ * only to be told that a promote began. */
+void remus_backup_net_fence(remus_backup *b);
 void remus_backup_net_reopen(remus_backup *b);
 void remus_backup_net_stop(remus_backup *b);
 void remus_backup_net_status(remus_backup *b, struct remus_status *s);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Out of the journal: apply, checkpoint, copy, promote. */
+/* Out of the journal: apply, checkpoint, copy. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,8 +17,7 @@ static int disk_error(const struct remus_disk *d, const char *what, int err)
                       remus_errno_text(err));
 }
 
-/* Make the superblock durable, then believe it (apply_lock held). */
-static int store_super(remus_backup *b, struct remus_super *s)
+int remus_backup_store_super(remus_backup *b, struct remus_super *s)
 {
     int err = remus_super_store(b->io, b->super_file, b->super_path,
                                 b->resource, s);
@@ -30,7 +29,7 @@ static int store_super(remus_backup *b, struct remus_super *s)
     return 0;
 }
 
-static int sync_disks(remus_backup *b)
+int remus_backup_sync_disks(remus_backup *b)
 {
     for (unsigned int i = 0; i < b->disk_count; i++) {
         struct remus_disk *d = &b->disks[i];
@@ -153,9 +152,7 @@ static int write_run(remus_backup *b, const struct remus_extents *x,
     return err ? disk_error(d, "write to", err) : 0;
 }
 
-/* Move the newest data of all epochs up to `target` into the disks.  They
- * and their commit (or the promote) are durable already. */
-static int write_epochs(remus_backup *b, uint64_t target)
+int remus_backup_write_epochs(remus_backup *b, uint64_t target)
 {
     int err = collect(b, target);
     uint64_t covered = 0, skip = 0;
@@ -203,7 +200,7 @@ static int apply_held(remus_backup *b)
     err = remus_journal_sync(&b->journal);
     if (err)
         return remus_backup_failed(b, err);
-    return write_epochs(b, target);
+    return remus_backup_write_epochs(b, target);
 }
 
 int remus_backup_apply(remus_backup *b)
@@ -235,6 +232,8 @@ static int checkpoint_held(remus_backup *b)
     s.tail = oldest_needed(b);
     s.number = b->last_barrier;
     s.next_number = b->next_number;
+    if (b->expect_epoch)
+        s.heard = remus_backup_now_s(b);
     if (s.role == REMUS_SUPER_SYNCED && s.applied > s.base)
         s.role = REMUS_SUPER_BACKUP;
     int todo = (s.applied != b->super.applied || s.tail != b->super.tail ||
@@ -246,9 +245,9 @@ static int checkpoint_held(remus_backup *b)
     pthread_mutex_unlock(&b->lock);
     if (err || !todo)
         return err;
-    err = sync_disks(b);
+    err = remus_backup_sync_disks(b);
     if (!err)
-        err = store_super(b, &s);
+        err = remus_backup_store_super(b, &s);
     if (err)
         return err;
     pthread_mutex_lock(&b->lock);
@@ -278,8 +277,7 @@ static int check_copy(remus_backup *b)
     return err;
 }
 
-/* Forget every epoch: the disks are about to change (lock held). */
-static void drop_epochs(remus_backup *b, uint64_t next_seq)
+void remus_backup_drop_epochs(remus_backup *b, uint64_t next_seq)
 {
     if (b->open)
         remus_epoch_give(b, b->open);
@@ -304,9 +302,28 @@ static int keep_closed(remus_backup *b, struct remus_super *s)
         err = remus_journal_sync(&b->journal);
     if (err)
         return remus_backup_failed(b, err);
-    err = store_super(b, s);
+    err = remus_backup_store_super(b, s);
     if (!err && newest > b->applied)
-        err = write_epochs(b, newest);
+        err = remus_backup_write_epochs(b, newest);
+    return err;
+}
+
+int remus_backup_adopt(remus_backup *b)
+{
+    pthread_mutex_lock(&b->apply_lock);
+    pthread_mutex_lock(&b->lock);
+    struct remus_super s = b->super;
+    s.lineage = b->session_lineage;
+    if (s.role == REMUS_SUPER_FOREIGN)
+        s.role = REMUS_SUPER_SYNCED; /* consistent with a later commit */
+    int todo = s.role != b->super.role ||
+               memcmp(&s.lineage, &b->super.lineage, sizeof s.lineage);
+    s.heard = remus_backup_now_s(b);
+    s.last_epoch = b->last_epoch;
+    s.next_number = b->next_number;
+    pthread_mutex_unlock(&b->lock);
+    int err = todo ? remus_backup_store_super(b, &s) : 0;
+    pthread_mutex_unlock(&b->apply_lock);
     return err;
 }
 
@@ -318,16 +335,17 @@ int remus_backup_copy_begin(remus_backup *b, int keep)
         pthread_mutex_lock(&b->lock);
         struct remus_super s = b->super;
         s.role = REMUS_SUPER_COPYING;
-        memcpy(s.generation, b->session_generation, REMUS_ID_BYTES);
+        s.lineage = b->session_lineage;
+        s.heard = remus_backup_now_s(b);
         s.last_epoch = b->last_epoch;
         s.tail = b->journal.next_seq;
         s.next_number = b->next_number;
         pthread_mutex_unlock(&b->lock);
         /* Inconsistent first, then the first byte. */
-        err = keep ? keep_closed(b, &s) : store_super(b, &s);
+        err = keep ? keep_closed(b, &s) : remus_backup_store_super(b, &s);
         if (!err) {
             pthread_mutex_lock(&b->lock);
-            drop_epochs(b, s.tail);
+            remus_backup_drop_epochs(b, s.tail);
             b->copying = 1;
             pthread_mutex_unlock(&b->lock);
         }
@@ -380,7 +398,7 @@ int remus_backup_copy_flush(remus_backup *b)
     pthread_mutex_lock(&b->apply_lock);
     int err = check_copy(b);
     if (!err)
-        err = sync_disks(b);
+        err = remus_backup_sync_disks(b);
     pthread_mutex_unlock(&b->apply_lock);
     return err;
 }
@@ -395,7 +413,7 @@ int remus_backup_copy_end(remus_backup *b, uint64_t first_epoch)
                          "%llu are used",
                          (ull)first_epoch, (ull)b->last_epoch);
     if (!err)
-        err = sync_disks(b);
+        err = remus_backup_sync_disks(b);
     struct remus_super s;
     if (!err) {
         pthread_mutex_lock(&b->lock);
@@ -407,7 +425,7 @@ int remus_backup_copy_end(remus_backup *b, uint64_t first_epoch)
         s.number = b->last_barrier;
         s.next_number = b->next_number;
         pthread_mutex_unlock(&b->lock);
-        err = store_super(b, &s);
+        err = remus_backup_store_super(b, &s);
     }
     if (!err) {
         pthread_mutex_lock(&b->lock);
@@ -420,286 +438,4 @@ int remus_backup_copy_end(remus_backup *b, uint64_t first_epoch)
     }
     pthread_mutex_unlock(&b->apply_lock);
     return err;
-}
-
-/* ---- promote ------------------------------------------------------------ */
-
-/* The checkpoints that can be had, in words (lock held). */
-static const char *choices(const remus_backup *b, char *buf, size_t cap)
-{
-    int n = snprintf(buf, cap, "%llu (committed)", (ull)b->committed);
-    size_t used = n > 0 ? (size_t)n : 0;
-    for (size_t i = 0; i < b->epoch_count && used + 40 < cap; i++) {
-        const struct remus_epoch *e = b->epochs[i];
-        if (e->number <= b->committed)
-            continue;
-        n = snprintf(buf + used, cap - used, ", %llu", (ull)e->number);
-        used += n > 0 ? (size_t)n : 0;
-    }
-    if (used + 40 >= cap)
-        snprintf(buf + used, cap - used, ", ... up to %llu",
-                 (ull)b->prepared);
-    return buf;
-}
-
-static int same_tag(const struct remus_checkpoint *cp, const void *tag,
-                    size_t len)
-{
-    return cp->tag_len == len && len && !memcmp(cp->tag, tag, len);
-}
-
-static int find_tag(const remus_backup *b, const void *tag, size_t len,
-                    uint64_t *m)
-{
-    unsigned int found = same_tag(&b->committed_cp, tag, len) ? 1 : 0;
-    if (found)
-        *m = b->committed;
-    for (size_t i = 0; i < b->epoch_count; i++) {
-        const struct remus_epoch *e = b->epochs[i];
-        if (e->number <= b->committed || !same_tag(&e->cp, tag, len))
-            continue;
-        found++;
-        *m = e->number;
-    }
-    char names[160];
-    if (found == 1)
-        return 0;
-    return remus_fail(-EINVAL,
-                      "promote: %u checkpoints carry the tag \"%.*s\"; "
-                      "checkpoints are %s",
-                      found, (int)len, (const char *)tag,
-                      choices(b, names, sizeof names));
-}
-
-static int find_number(const remus_backup *b, uint64_t m)
-{
-    char names[160];
-    if (m == b->committed)
-        return 0;
-    for (size_t i = 0; i < b->epoch_count; i++)
-        if (b->epochs[i]->number == m && m > b->committed)
-            return 0;
-    return remus_fail(-EINVAL,
-                      "promote: there is no checkpoint %llu here; "
-                      "checkpoints are %s",
-                      (ull)m, choices(b, names, sizeof names));
-}
-
-static uint64_t default_checkpoint(const remus_backup *b)
-{
-    /* Through ioctls nobody can commit: prepared is what there is. */
-    for (size_t i = b->epoch_count; i-- > 0;) {
-        const struct remus_epoch *e = b->epochs[i];
-        if (!e->acked || e->number <= b->committed)
-            continue;
-        return e->cp.flags & REMUS_CP_IOCTL ? e->number : b->committed;
-    }
-    return b->committed;
-}
-
-/* After a promote began there is one checkpoint (lock held). */
-static int find_fixed(const remus_backup *b, int by, uint64_t epoch,
-                      const void *tag, size_t len, uint64_t *m)
-{
-    *m = b->super.target;
-    if (by == REMUS_PROMOTE_DEFAULT ||
-        (by == REMUS_PROMOTE_EPOCH && epoch == *m) ||
-        (by == REMUS_PROMOTE_TAG && same_tag(&b->super.cp, tag, len)))
-        return 0;
-    return remus_fail(-EINVAL, "promote: a promote to checkpoint %llu %s",
-                      (ull)*m,
-                      b->super.role == REMUS_SUPER_PROMOTED
-                          ? "is complete; there is no other any more"
-                          : "was begun: only that one can be finished");
-}
-
-static int find_target(remus_backup *b, int by, uint64_t epoch,
-                       const void *tag, size_t len, uint64_t *m)
-{
-    if (b->super.role >= REMUS_SUPER_PROMOTING)
-        return find_fixed(b, by, epoch, tag, len, m);
-    if (b->failed)
-        return remus_fail(b->failed, "promote: the backup has failed: %s",
-                          b->reason);
-    if (b->copying || !remus_backup_consistent(b))
-        return remus_fail(-EINVAL,
-                          "promote: the disks are Inconsistent, no copy was "
-                          "ever completed and committed: there is no "
-                          "checkpoint to go to");
-    switch (by) {
-    case REMUS_PROMOTE_DEFAULT:
-        *m = default_checkpoint(b);
-        return 0;
-    case REMUS_PROMOTE_EPOCH:
-        *m = epoch;
-        return find_number(b, epoch);
-    case REMUS_PROMOTE_TAG:
-        return find_tag(b, tag, len, m);
-    default:
-        return remus_fail(-EINVAL, "promote: unknown way %d to name it", by);
-    }
-}
-
-/* Store (m, new generation): from here on there is no other way. */
-static int promote_begin(remus_backup *b, uint64_t m)
-{
-    /* A prepared epoch in page cache only would be lost with the power. */
-    int err = remus_journal_sync(&b->journal);
-    if (err)
-        return remus_backup_failed(b, err);
-    pthread_mutex_lock(&b->lock);
-    struct remus_super s = b->super;
-    s.last_epoch = b->last_epoch;
-    s.next_number = b->next_number;
-    s.cp = b->committed_cp;
-    for (size_t i = 0; i < b->epoch_count; i++)
-        if (b->epochs[i]->number == m)
-            s.cp = b->epochs[i]->cp;
-    pthread_mutex_unlock(&b->lock);
-    s.role = REMUS_SUPER_PROMOTING;
-    s.target = m;
-    err = b->io->random(b->io, s.promoted_generation, REMUS_ID_BYTES);
-    if (err)
-        return remus_fail(err, "random numbers: %s", remus_errno_text(err));
-    return store_super(b, &s);
-}
-
-static int promote_finish(remus_backup *b)
-{
-    uint64_t m = b->super.target;
-    int err = 0;
-    if (m > b->applied)
-        err = write_epochs(b, m);
-    if (!err)
-        err = sync_disks(b);
-    if (err)
-        return err;
-    pthread_mutex_lock(&b->lock);
-    struct remus_super s = b->super;
-    s.role = REMUS_SUPER_PROMOTED;
-    s.applied = m;
-    s.tail = b->journal.next_seq;
-    pthread_mutex_unlock(&b->lock);
-    err = store_super(b, &s);
-    if (err)
-        return err;
-    pthread_mutex_lock(&b->lock);
-    drop_epochs(b, s.tail);
-    b->prepared = b->acked = b->committed = b->applied = m;
-    pthread_mutex_unlock(&b->lock);
-    /* The volumes are free: their owner is the guest now. */
-    for (unsigned int i = 0; i < b->disk_count; i++) {
-        b->io->close(b->io, b->disks[i].file);
-        b->disks[i].file = -1;
-    }
-    return 0;
-}
-
-/* What a failed write or sync left in the page cache can't be trusted; a new
- * process takes it from the journal again. */
-static int check_failed(remus_backup *b)
-{
-    pthread_mutex_lock(&b->lock);
-    int err = b->failed;
-    if (err)
-        remus_fail(err,
-                   "promote: the backup has failed (%s): mend that, restart "
-                   "it, and promote again",
-                   b->reason);
-    pthread_mutex_unlock(&b->lock);
-    return err;
-}
-
-static int promote_held(remus_backup *b, int by, uint64_t epoch,
-                        const void *tag, size_t len, uint64_t *m)
-{
-    pthread_mutex_lock(&b->lock);
-    int err = find_target(b, by, epoch, tag, len, m);
-    int begun = b->super.role >= REMUS_SUPER_PROMOTING;
-    if (!err)
-        b->fenced = 1; /* no record, no ack, no commit from here on */
-    pthread_mutex_unlock(&b->lock);
-    if (err || b->super.role == REMUS_SUPER_PROMOTED)
-        return err;
-    err = check_failed(b);
-    if (err)
-        return err;
-    if (!begun) {
-        err = promote_begin(b, *m);
-        if (err)
-            return err;
-    }
-    return promote_finish(b);
-}
-
-int remus_backup_promote(remus_backup *b, int by, uint64_t epoch,
-                         const void *tag, size_t tag_len, int force,
-                         uint64_t *promoted)
-{
-    uint64_t m = 0;
-    int err = 0;
-    /* What can't be promoted to must not cost a connection that works.  (Of
-     * one that has ended the last epoch may still be on the way through.) */
-    if (force && remus_backup_net_live(b)) {
-        pthread_mutex_lock(&b->lock);
-        err = find_target(b, by, epoch, tag, tag_len, &m);
-        pthread_mutex_unlock(&b->lock);
-    }
-    if (!err)
-        err = remus_backup_net_fence(b, force);
-    if (err)
-        return remus_fail_in(err, "backup of %s", b->resource);
-    pthread_mutex_lock(&b->apply_lock);
-    err = promote_held(b, by, epoch, tag, tag_len, &m);
-    pthread_mutex_unlock(&b->apply_lock);
-    if (err) {
-        remus_fail_in(err, "backup of %s", b->resource);
-        remus_backup_net_reopen(b);
-        return err;
-    }
-    *promoted = m;
-    return 0;
-}
-
-int remus_backup_commit(remus_backup *b, uint64_t epoch)
-{
-    int err = remus_backup_commit_record(b, epoch, 0);
-    if (!err) {
-        err = remus_journal_sync(&b->journal);
-        if (err)
-            return remus_backup_failed(b, err);
-    }
-    return err;
-}
-
-static void list_one(struct remus_checkpoint *out, unsigned int cap,
-                     unsigned int *n, const struct remus_checkpoint *cp,
-                     uint32_t flags)
-{
-    if (cap && *n >= cap) {
-        memmove(out, out + 1, (cap - 1) * sizeof *out);
-        out[cap - 1] = *cp;
-        out[cap - 1].flags |= flags;
-    } else if (cap) {
-        out[*n] = *cp;
-        out[*n].flags |= flags;
-    }
-    ++*n;
-}
-
-int remus_backup_checkpoints(remus_backup *b, struct remus_checkpoint *out,
-                             unsigned int cap)
-{
-    unsigned int n = 0;
-    pthread_mutex_lock(&b->lock);
-    if (b->super.role >= REMUS_SUPER_PROMOTING) {
-        list_one(out, cap, &n, &b->super.cp, REMUS_CP_COMMITTED);
-    } else if (!b->copying && remus_backup_consistent(b)) {
-        list_one(out, cap, &n, &b->committed_cp, REMUS_CP_COMMITTED);
-        for (size_t i = 0; i < b->epoch_count; i++)
-            if (b->epochs[i]->number > b->committed)
-                list_one(out, cap, &n, &b->epochs[i]->cp, 0);
-    }
-    pthread_mutex_unlock(&b->lock);
-    return (int)n;
 }

@@ -103,40 +103,46 @@ static int check_volumes(const remus_backup *b, const struct remus_hello *h)
     return 0;
 }
 
-static void hex(const unsigned char id[REMUS_ID_BYTES], char out[9])
+/*
+ * May this primary go on from what is here?  1: both sides went on from one
+ * checkpoint, which is named, and nothing is taken; <0 refused.  (lock held)
+ */
+static int check_lineage(remus_backup *b, const struct remus_hello *h)
 {
-    for (int i = 0; i < 4; i++)
-        snprintf(out + 2 * i, 3, "%02x", id[i]);
-}
-
-/* Are these the disks of that primary, or of one that it descends from? */
-static int check_generation(const remus_backup *b,
-                            const struct remus_hello *h)
-{
-    const unsigned char *ours = b->super.generation;
+    const struct remus_lineage *ours = &b->super.lineage;
+    uint64_t end;
     char mine[9], theirs[9];
+    b->split = 0;
     /* Of a copy that was cut short nothing is worth keeping. */
-    if (b->super.role < REMUS_SUPER_SYNCED ||
-        !memcmp(ours, h->generation, REMUS_ID_BYTES))
+    if (b->super.role < REMUS_SUPER_SYNCED)
         return 0;
-    for (unsigned int i = 0; i < h->ancestors; i++)
-        if (!memcmp(ours, h->ancestor[i].id, REMUS_ID_BYTES))
-            return 0;
-    hex(ours, mine);
-    hex(h->generation, theirs);
-    return remus_fail(-EPERM,
-                      "this backup belongs to another primary (generation "
-                      "%s..., this one is %s...): correct the address; or, if "
-                      "what it holds is not needed, stop it and empty its "
-                      "state and journal directory",
-                      mine, theirs);
+    enum remus_relation is = remus_lineage_compare(ours, &h->lineage);
+    if (is == REMUS_RELATION_STRANGERS)
+        return remus_fail(-EPERM,
+                          "this backup belongs to another primary "
+                          "(generation %s..., this one is %s...): correct "
+                          "the address; or, if what it holds is not needed, "
+                          "stop it and empty its state and journal directory",
+                          remus_id_text(ours->id, mine),
+                          remus_id_text(h->lineage.id, theirs));
+    if (b->super.role == REMUS_SUPER_FOREIGN && b->discard_local)
+        return 0;
+    if (is == REMUS_RELATION_SAME)
+        return 0;
+    /* What a primary's disks hold beyond the common checkpoint was never
+     * let pass while nobody took it, or the id would not be an ancestor. */
+    if (is == REMUS_RELATION_BEHIND &&
+        remus_lineage_has(&h->lineage, ours->id, &end) &&
+        (b->super.role == REMUS_SUPER_FOREIGN || b->prepared <= end))
+        return 0;
+    b->split = 1;
+    return 1;
 }
 
 /* lock held */
-static int check_session(const remus_backup *b, const struct remus_hello *h)
+static int check_session(remus_backup *b, const struct remus_hello *h)
 {
-    if (b->super.role == REMUS_SUPER_PROMOTED ||
-        b->super.role == REMUS_SUPER_PROMOTING || b->fenced)
+    if (b->fenced && b->super.role != REMUS_SUPER_PROMOTED)
         return remus_fail(-EROFS,
                           "this backup was promoted to checkpoint %llu and "
                           "takes no more writes of a primary",
@@ -153,7 +159,9 @@ static int check_session(const remus_backup *b, const struct remus_hello *h)
                           "ack or commit_by differ between the sides: use "
                           "one resource file on both");
     int err = check_volumes(b, h);
-    return err ? err : check_generation(b, h);
+    if (err || b->super.role == REMUS_SUPER_PROMOTED)
+        return err;
+    return check_lineage(b, h);
 }
 
 /* Segments that only barriers and commits may use: room for as many of them
@@ -228,45 +236,95 @@ static uint32_t content(const remus_backup *b)
         return REMUS_CONTENT_NONE;
     if (b->super.role == REMUS_SUPER_COPYING)
         return REMUS_CONTENT_PARTIAL;
+    if (b->super.role == REMUS_SUPER_FOREIGN)
+        return REMUS_CONTENT_FOREIGN;
     return remus_backup_consistent(b) ? REMUS_CONTENT_CONSISTENT
                                       : REMUS_CONTENT_COMPLETE;
+}
+
+/* Why nothing is taken: the answer tells what a primary must know to find
+ * out what that means for it (lock held). */
+static void answer_no(const remus_backup *b, struct remus_hello_reply *reply)
+{
+    struct remus_lineage l = b->super.lineage;
+    memcpy(reply->generation, l.id, REMUS_ID_BYTES);
+    if (b->split) {
+        uint64_t end;
+        reply->content = REMUS_CONTENT_SPLIT;
+        for (uint32_t i = 0; i < l.count; i++)
+            if (remus_lineage_has(&b->session_lineage, l.ancestor[i].id,
+                                  &end)) {
+                memcpy(reply->origin, l.ancestor[i].id, REMUS_ID_BYTES);
+                break;
+            }
+        return;
+    }
+    reply->content = REMUS_CONTENT_PROMOTED;
+    remus_lineage_at(&b->super.lineage, b->super.target, &l);
+    memcpy(reply->generation, b->super.promoted_generation, REMUS_ID_BYTES);
+    memcpy(reply->origin, l.id, REMUS_ID_BYTES);
+    reply->held = b->super.target;
+}
+
+/* lock held */
+static void begin(remus_backup *b, uint64_t session,
+                  struct remus_hello_reply *reply)
+{
+    if (b->open) {
+        remus_epoch_give(b, b->open);
+        b->open = NULL;
+    }
+    b->session = session;
+    b->session_start = 1;
+    b->cost = 0;
+    b->expect_epoch = 0;
+    reply->last_epoch = b->last_epoch;
+    reply->next_number = b->next_number;
+    reply->credit = credit(b);
+    reply->reserve = reserve(b) * remus_journal_segment_worth(&b->journal);
+    memcpy(reply->generation, b->super.lineage.id, REMUS_ID_BYTES);
+    reply->content = content(b);
+    reply->held = b->prepared;
+    reply->committed = b->committed;
+    reply->capacity = capacity(b);
 }
 
 int remus_backup_session_begin(remus_backup *b, const struct remus_hello *h,
                                uint64_t session,
                                struct remus_hello_reply *reply)
 {
+    *reply = (struct remus_hello_reply){.version = REMUS_WIRE_VERSION};
     pthread_mutex_lock(&b->lock);
     int err = check_session(b, h);
-    if (!err) {
-        if (b->open) {
-            remus_epoch_give(b, b->open);
-            b->open = NULL;
-        }
-        b->session = session;
-        b->session_start = 1;
-        b->cost = 0;
-        b->expect_epoch = 0;
-        reply->version = REMUS_WIRE_VERSION;
+    if (err >= 0) {
+        b->session_lineage = h->lineage;
         reply->max_payload = b->journal.max_payload;
-        reply->last_epoch = b->last_epoch;
-        reply->next_number = b->next_number;
-        reply->credit = credit(b);
-        reply->reserve =
-            reserve(b) * remus_journal_segment_worth(&b->journal);
-        memcpy(reply->generation, b->super.generation, REMUS_ID_BYTES);
-        reply->content = content(b);
-        reply->held = b->prepared;
-        reply->committed = b->committed;
-        reply->capacity = capacity(b);
-        memcpy(b->session_generation, h->generation, REMUS_ID_BYTES);
+        if (err || b->super.role == REMUS_SUPER_PROMOTED)
+            answer_no(b, reply);
+        else
+            begin(b, session, reply);
     }
     pthread_mutex_unlock(&b->lock);
-    return err ? remus_fail_in(err, "backup of %s", b->resource) : 0;
+    return err < 0 ? remus_fail_in(err, "backup of %s", b->resource) : 0;
+}
+
+void remus_backup_note_heard(remus_backup *b, uint64_t older_s)
+{
+    pthread_mutex_lock(&b->apply_lock);
+    pthread_mutex_lock(&b->lock);
+    struct remus_super s = b->super;
+    int todo = !b->failed && !b->fenced && b->expect_epoch &&
+               (s.role == REMUS_SUPER_SYNCED || s.role == REMUS_SUPER_BACKUP);
+    s.heard = remus_backup_now_s(b);
+    pthread_mutex_unlock(&b->lock);
+    if (todo && s.heard > b->super.heard + older_s)
+        remus_backup_store_super(b, &s);
+    pthread_mutex_unlock(&b->apply_lock);
 }
 
 void remus_backup_session_end(remus_backup *b)
 {
+    remus_backup_note_heard(b, 0);
     pthread_mutex_lock(&b->journal.sync_lock);
     pthread_mutex_lock(&b->lock);
     /* An epoch without its barrier was never promised. */
@@ -285,7 +343,7 @@ void remus_backup_session_end(remus_backup *b)
     pthread_mutex_unlock(&b->journal.sync_lock);
 }
 
-int remus_backup_catch_up(remus_backup *b, uint64_t epoch, uint64_t bytes)
+static int check_catch_up(remus_backup *b, uint64_t epoch)
 {
     pthread_mutex_lock(&b->lock);
     int err = 0;
@@ -293,18 +351,29 @@ int remus_backup_catch_up(remus_backup *b, uint64_t epoch, uint64_t bytes)
         err = remus_fail(-EROFS, "this backup is being promoted");
     else if (b->copying || b->expect_epoch || epoch <= b->last_epoch ||
              (b->super.role != REMUS_SUPER_SYNCED &&
-              b->super.role != REMUS_SUPER_BACKUP))
+              b->super.role != REMUS_SUPER_BACKUP &&
+              b->super.role != REMUS_SUPER_FOREIGN))
         err = remus_fail(-EBADMSG,
                          "a catch-up with epoch %llu; epochs up to %llu are "
                          "used, and it needs disks that were copied once",
                          (ull)epoch, (ull)b->last_epoch);
-    if (!err) {
-        b->expect_epoch = b->catching = epoch;
-        b->stats.resync_total = bytes;
-        b->stats.resync_done = 0;
-    }
     pthread_mutex_unlock(&b->lock);
     return err;
+}
+
+int remus_backup_catch_up(remus_backup *b, uint64_t epoch, uint64_t bytes)
+{
+    int err = check_catch_up(b, epoch);
+    if (!err)
+        err = remus_backup_adopt(b);
+    if (err)
+        return err;
+    pthread_mutex_lock(&b->lock);
+    b->expect_epoch = b->catching = epoch;
+    b->stats.resync_total = bytes;
+    b->stats.resync_done = 0;
+    pthread_mutex_unlock(&b->lock);
+    return 0;
 }
 
 /* ---- records ---------------------------------------------------------- */

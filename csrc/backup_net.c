@@ -10,6 +10,7 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,8 @@
 #include "transport.h"
 
 #define PING_MS 500
+#define ASK_MS 100             /* between looks at a primary that is asked */
+#define HEARD_S 15            /* how old `heard` may be while connected */
 #define APPLY_MS 250          /* between applies, unless space is needed */
 #define OUT_BYTES (64u * 1024) /* answers that the socket did not take yet */
 
@@ -41,9 +44,13 @@ struct remus_backup_net {
     int conn;                      /* lock: socket of the primary, or -1 */
     int connected;                 /* lock: its hello was accepted */
     uint64_t link_changed_ns;      /* lock */
+    int had_primary;               /* lock: one was ever connected */
     int stopping;                  /* lock */
     int fenced;                    /* lock: nobody is let in */
     int apply_now;                 /* lock: space is needed */
+    int answer;                    /* lock: to our asking: 1 yes, -1 no */
+    char why_not[REMUS_REASON_MAX]; /* lock */
+    _Atomic uint64_t last_rx_ns;   /* when something came in */
 
     pthread_mutex_t send_lock;
     int send_fd;                   /* send_lock: -1: none */
@@ -54,6 +61,18 @@ struct remus_backup_net {
     struct remus_record last_ping; /* acceptor thread */
     uint64_t told;                 /* applier thread: epoch last announced */
 };
+
+/* lock held; ms < 1000 */
+static void timed_wait(struct remus_backup_net *net, pthread_cond_t *cond,
+                       int ms)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += ms * 1000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_cond_timedwait(cond, &net->lock, &until);
+}
 
 /* ---- output ------------------------------------------------------------ */
 
@@ -275,6 +294,14 @@ static int handle(struct remus_backup_net *net, const struct remus_record *r,
         return on_resync(net, r);
     case REMUS_REC_HASH:
         return on_hashes(net, r, payload);
+    case REMUS_REC_GAVE_WAY:
+        pthread_mutex_lock(&net->lock);
+        net->answer = r->flags == 1 ? 1 : -1;
+        snprintf(net->why_not, sizeof net->why_not, "%.*s", (int)r->length,
+                 (const char *)payload);
+        pthread_cond_broadcast(&net->changed);
+        pthread_mutex_unlock(&net->lock);
+        return 0;
     case REMUS_REC_PING:
         return 0;
     case REMUS_REC_BYE:
@@ -302,6 +329,7 @@ static int wait_input(struct remus_backup_net *net, int fd, uint32_t ms)
     if (p[1].revents)
         return remus_fail(-ESHUTDOWN, "the backup process ends");
     ssize_t got = remus_input_fill(&net->input, fd);
+    atomic_store(&net->last_rx_ns, net->b->io->now_ns(net->b->io));
     return got < 0 ? (int)got : 1;
 }
 
@@ -336,7 +364,12 @@ static int greet(struct remus_backup_net *net, int fd)
     struct remus_record answer = {.type = REMUS_REC_HELLO_REPLY,
                                   .length = sizeof out,
                                   .session = r.session};
-    return send_record(net, &answer, out);
+    rc = send_record(net, &answer, out);
+    /* What is said no to has all that it needs. */
+    if (!rc && reply.content >= REMUS_CONTENT_PROMOTED &&
+        reply.content != REMUS_CONTENT_FOREIGN)
+        return 1;
+    return rc;
 }
 
 static int converse(struct remus_backup_net *net, int fd)
@@ -370,6 +403,9 @@ static void set_connected(struct remus_backup_net *net, int connected)
     if (net->connected != connected) {
         net->connected = connected;
         net->link_changed_ns = net->b->io->now_ns(net->b->io);
+        net->answer = 0;
+        net->had_primary = 1;
+        pthread_cond_broadcast(&net->changed);
     }
     pthread_mutex_unlock(&net->lock);
 }
@@ -393,7 +429,7 @@ static void serve_one(struct remus_backup_net *net, int fd)
         err = converse(net, fd);
         remus_backup_session_end(net->b);
     }
-    if (err) {
+    if (err < 0) {
         char text[REMUS_REASON_MAX];
         snprintf(text, sizeof text, "%s", remus_last_error());
         send_error(net, text);
@@ -518,6 +554,17 @@ static int told_already(struct remus_backup_net *net)
     return told;
 }
 
+/* So that a later process knows how old the last word of a primary is, also
+ * where nothing was written for hours. */
+static void keep_heard(struct remus_backup_net *net)
+{
+    pthread_mutex_lock(&net->lock);
+    int connected = net->connected;
+    pthread_mutex_unlock(&net->lock);
+    if (connected)
+        remus_backup_note_heard(net->b, HEARD_S);
+}
+
 static void apply_round(struct remus_backup_net *net, int now)
 {
     remus_backup *b = net->b;
@@ -525,6 +572,8 @@ static void apply_round(struct remus_backup_net *net, int now)
     uint64_t before = b->applied;
     int failed = b->failed || b->fenced;
     pthread_mutex_unlock(&b->lock);
+    if (!failed)
+        keep_heard(net);
     if (failed || remus_backup_apply(b))
         return;
     send_measured(net);
@@ -544,12 +593,7 @@ static void *applier_main(void *arg)
     pthread_mutex_lock(&net->lock);
     while (!net->stopping) {
         if (!net->apply_now) {
-            struct timespec until;
-            clock_gettime(CLOCK_MONOTONIC, &until);
-            until.tv_nsec += APPLY_MS * 1000000;
-            until.tv_sec += until.tv_nsec / 1000000000;
-            until.tv_nsec %= 1000000000;
-            pthread_cond_timedwait(&net->apply, &net->lock, &until);
+            timed_wait(net, &net->apply, APPLY_MS);
         }
         int now = net->apply_now;
         net->apply_now = 0;
@@ -613,10 +657,10 @@ static struct remus_backup_net *new_net(remus_backup *b, uint32_t loss_ms)
     net->listener = net->wake = net->conn = net->send_fd = -1;
     pthread_mutex_init(&net->lock, NULL);
     pthread_mutex_init(&net->send_lock, NULL);
-    pthread_cond_init(&net->changed, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&net->changed, &attr);
     pthread_cond_init(&net->apply, &attr);
     pthread_condattr_destroy(&attr);
     return net;
@@ -646,7 +690,7 @@ int remus_backup_serve(remus_backup *b, const char *address, int tls_off,
             err = remus_fail(-errno, "eventfd: %s", remus_errno_text(errno));
     }
     pthread_mutex_lock(&b->lock);
-    net->fenced = b->fenced;
+    net->fenced = b->fenced && b->super.role != REMUS_SUPER_PROMOTED;
     pthread_mutex_unlock(&b->lock);
     if (!err && (err = -pthread_create(&net->acceptor, NULL, acceptor_main,
                                        net)) == 0)
@@ -686,29 +730,72 @@ int remus_backup_net_live(remus_backup *b)
     return live;
 }
 
-int remus_backup_net_fence(remus_backup *b, int force)
+int remus_backup_net_ask(remus_backup *b, int keep)
 {
     struct remus_backup_net *net = b->net;
     if (!net)
         return 0;
+    struct remus_record ask = {.type = REMUS_REC_GIVE_WAY,
+                               .flags = (uint8_t)(keep ? 1 : 0)};
     pthread_mutex_lock(&net->lock);
-    int err = 0;
+    net->answer = 0;
+    int go = net->connected;
+    pthread_mutex_unlock(&net->lock);
+    if (!go || send_record(net, &ask, NULL))
+        return 0;
+    uint64_t start = b->io->now_ns(b->io);
+    int rc = 0;
+    pthread_mutex_lock(&net->lock);
+    while (net->connected && !net->answer && !rc) {
+        timed_wait(net, &net->changed, ASK_MS);
+        uint64_t now = b->io->now_ns(b->io);
+        uint64_t heard = atomic_load(&net->last_rx_ns);
+        if (now > heard && now - heard > net->loss_ms * 1000000ull)
+            break; /* silent for so long: it is lost */
+        if (now - start > 2 * net->loss_ms * 1000000ull)
+            rc = remus_fail(-EBUSY,
+                            "promote: the primary is alive, but does not "
+                            "say whether it gives way: stop it there first, "
+                            "or force this");
+    }
+    if (!rc && net->connected && net->answer < 0)
+        rc = remus_fail(-EBUSY, "promote: %s, or force this", net->why_not);
+    else if (!rc)
+        rc = net->answer > 0;
+    pthread_mutex_unlock(&net->lock);
+    return rc;
+}
+
+uint64_t remus_backup_net_alone_s(remus_backup *b)
+{
+    struct remus_backup_net *net = b->net;
+    if (!net)
+        return UINT64_MAX;
+    pthread_mutex_lock(&net->lock);
+    uint64_t s = UINT64_MAX;
+    if (net->connected)
+        s = 0;
+    else if (net->had_primary)
+        s = (b->io->now_ns(b->io) - net->link_changed_ns) / 1000000000u;
+    pthread_mutex_unlock(&net->lock);
+    return s;
+}
+
+void remus_backup_net_fence(remus_backup *b)
+{
+    struct remus_backup_net *net = b->net;
+    if (!net)
+        return;
+    pthread_mutex_lock(&net->lock);
     /* A dead primary's last bytes may still be on the way through. */
-    while (net->connected && !force && hung_up(net->conn))
+    while (net->connected && hung_up(net->conn))
         pthread_cond_wait(&net->changed, &net->lock);
-    if (net->connected && !force) {
-        err = remus_fail(-EBUSY,
-                         "promote: the primary is connected and may be "
-                         "writing: stop it there first, or force this");
-    } else {
-        net->fenced = 1;
-        while (net->conn >= 0) {
-            shutdown(net->conn, SHUT_RDWR);
-            pthread_cond_wait(&net->changed, &net->lock);
-        }
+    net->fenced = 1;
+    while (net->conn >= 0) {
+        shutdown(net->conn, SHUT_RDWR);
+        pthread_cond_wait(&net->changed, &net->lock);
     }
     pthread_mutex_unlock(&net->lock);
-    return err;
 }
 
 void remus_backup_net_reopen(remus_backup *b)
@@ -717,7 +804,8 @@ void remus_backup_net_reopen(remus_backup *b)
     if (!net)
         return;
     pthread_mutex_lock(&b->lock);
-    int fenced = b->fenced;
+    /* One that was promoted tells so, in its answer to a hello. */
+    int fenced = b->fenced && b->super.role != REMUS_SUPER_PROMOTED;
     pthread_mutex_unlock(&b->lock);
     pthread_mutex_lock(&net->lock);
     net->fenced = fenced;

@@ -22,6 +22,7 @@
 struct handle {
     int volume;            /* -1: a status file */
     _Atomic int sent;      /* sent ioctl 20: its close ends the session */
+    int writes;            /* opened for writing */
     size_t len;            /* of text */
     char text[];           /* status as it was at open */
 };
@@ -272,6 +273,7 @@ static struct handle *open_status(remus_export *e, int json)
     if (!h)
         return NULL;
     h->volume = -1;
+    h->writes = 0;
     atomic_init(&h->sent, 0);
     remus_primary_status(e->p, &status);
     int n = remus_status_format(&status, json, h->text, STATUS_BYTES);
@@ -289,11 +291,19 @@ static void ll_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         return;
     }
     if (volume >= 0) {
+        int writes = (fi->flags & O_ACCMODE) != O_RDONLY;
+        if (writes && remus_primary_writer_opens(e->p)) {
+            fuse_reply_err(req, EROFS);
+            return;
+        }
         h = malloc(sizeof *h);
         if (h) {
             h->volume = volume;
+            h->writes = writes;
             h->len = 0;
             atomic_init(&h->sent, 0);
+        } else if (writes) {
+            remus_primary_writer_closes(e->p);
         }
     } else {
         h = open_status(e, ino == INO_JSON);
@@ -307,8 +317,12 @@ static void ll_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 15)
     fi->parallel_direct_writes = 1;
 #endif
-    if (fuse_reply_open(req, fi))
-        free(h); /* the opener was interrupted: no release will come */
+    if (fuse_reply_open(req, fi)) {
+        /* The opener was interrupted: no release will come. */
+        if (h->writes)
+            remus_primary_writer_closes(e->p);
+        free(h);
+    }
 }
 
 static void ll_release(fuse_req_t req, fuse_ino_t ino,
@@ -318,6 +332,8 @@ static void ll_release(fuse_req_t req, fuse_ino_t ino,
     struct handle *h = of_file(fi);
     if (atomic_load(&h->sent))
         remus_primary_ioctl_release(of(req)->p, (unsigned int)h->volume);
+    if (h->writes)
+        remus_primary_writer_closes(of(req)->p);
     free(h);
     fuse_reply_err(req, 0);
 }

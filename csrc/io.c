@@ -211,6 +211,14 @@ static int sys_boot_id(remus_io *io, unsigned char id[REMUS_BOOT_ID])
     return digits == 2 * REMUS_BOOT_ID ? 0 : -EIO;
 }
 
+static uint64_t sys_real_s(remus_io *io)
+{
+    (void)io;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec;
+}
+
 static uint64_t sys_now_ns(remus_io *io)
 {
     (void)io;
@@ -256,6 +264,7 @@ static const remus_io system_io = {
     .next_data = sys_next_data,
     .boot_id = sys_boot_id,
     .now_ns = sys_now_ns,
+    .real_s = sys_real_s,
     .random = sys_random,
 };
 

@@ -57,6 +57,7 @@ struct remus_io {
     /* What tells this run of the machine from every other. */
     int (*boot_id)(remus_io *io, unsigned char id[REMUS_BOOT_ID]);
     uint64_t (*now_ns)(remus_io *io);             /* CLOCK_MONOTONIC */
+    uint64_t (*real_s)(remus_io *io);             /* since 1970 */
     int (*random)(remus_io *io, void *buf, size_t len);
 };
 

@@ -672,6 +672,11 @@ static uint64_t sim_now_ns(remus_io *io)
     return now;
 }
 
+static uint64_t sim_real_s(remus_io *io)
+{
+    return sim_now_ns(io) / 1000000000u;
+}
+
 /* The same in each run, but never twice in one: a crash does not reset it. */
 static int sim_random(remus_io *io, void *buf, size_t len)
 {
@@ -704,6 +709,7 @@ static const remus_io table = {
     .next_data = sim_next_data,
     .boot_id = sim_boot_id,
     .now_ns = sim_now_ns,
+    .real_s = sim_real_s,
     .random = sim_random,
 };
 

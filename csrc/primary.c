@@ -290,7 +290,7 @@ int remus_primary_status(remus_primary *p, struct remus_status *s)
     s->volumes = p->volume_count;
     snprintf(s->resource, sizeof s->resource, "%s", p->resource);
     for (int i = 0; i < REMUS_ID_BYTES; i++)
-        snprintf(s->generation + 2 * i, 3, "%02x", p->generation[i]);
+        snprintf(s->generation + 2 * i, 3, "%02x", p->kept.lineage.id[i]);
     memcpy(s->reason, p->reason, sizeof s->reason);
     s->open_epoch = p->open_epoch;
     s->prepared_epoch = p->acked;
@@ -299,6 +299,9 @@ int remus_primary_status(remus_primary *p, struct remus_status *s)
     s->stable_epoch = p->stable;
     s->queue_bytes = p->streaming ? remus_sendq_bytes(&p->queue) : 0;
     s->queue_limit = p->queue_limit;
+    s->writers = p->writers;
+    s->asks_alone = p->ask_alone && !p->streaming && !p->alone && !p->fenced &&
+                    !p->alone_granted;
     s->dirty_bytes = 0;
     if (p->state != REMUS_STATE_PROTECTED)
         s->dirty_bytes = remus_dirty_bytes(&p->dirty);
@@ -332,6 +335,7 @@ static void init_locks(remus_primary *p)
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_mutex_init(&p->lock, NULL);
+    pthread_mutex_init(&p->state_lock, NULL);
     pthread_mutex_init(&p->rx_lock, NULL);
     pthread_cond_init(&p->changed, &attr);
     pthread_cond_init(&p->park_changed, &attr);
@@ -360,6 +364,7 @@ static int init(remus_primary *p, const struct remus_primary_config *c)
     p->stall_ms = c->stall_ms ? c->stall_ms : 10000;
     p->connect_ms = c->connect_ms ? c->connect_ms : 250;
     p->allow_inconsistent = c->allow_inconsistent;
+    p->ask_alone = c->ask_alone;
     p->resync_rate = c->resync_rate;
     p->idle_ms = c->idle_ms ? c->idle_ms : DEFAULT_IDLE_MS;
     p->grace_ms = c->grace_ms ? c->grace_ms : DEFAULT_GRACE_MS;
@@ -410,10 +415,12 @@ static int open_disks(remus_primary *p, const struct remus_primary_config *c)
     if (err)
         return remus_fail(err, "look at the disks: %s",
                           remus_errno_text(err));
-    err = remus_primary_state_load(p, &p->open_epoch);
+    err = remus_primary_take_over(p);
+    if (!err)
+        err = remus_primary_state_load(p, &p->open_epoch);
     if (!err)
         err = remus_dirty_open(&p->dirty, p->io, p->state_dir, p->resource,
-                               p->generation, sizes, stamps,
+                               p->kept.lineage.id, sizes, stamps,
                                p->volume_count);
     return err;
 }
@@ -560,6 +567,7 @@ static void free_primary(remus_primary *p)
     if (p->kick >= 0)
         close(p->kick);
     pthread_mutex_destroy(&p->lock);
+    pthread_mutex_destroy(&p->state_lock);
     pthread_mutex_destroy(&p->rx_lock);
     pthread_cond_destroy(&p->changed);
     pthread_cond_destroy(&p->park_changed);

@@ -65,7 +65,10 @@ static int send_hello(remus_primary *p, int fd, uint64_t session)
                             .commit_by = (uint8_t)p->commit_by,
                             .volumes = (uint16_t)p->volume_count,
                             .next_epoch = p->open_epoch};
-    memcpy(h.generation, p->generation, REMUS_ID_BYTES);
+    pthread_mutex_lock(&p->lock);
+    h.lineage = p->kept.lineage;
+    pthread_mutex_unlock(&p->lock);
+    memcpy(p->greeted, h.lineage.id, REMUS_ID_BYTES);
     snprintf(h.resource, sizeof h.resource, "%s", p->resource);
     for (unsigned int i = 0; i < p->volume_count; i++) {
         snprintf(h.name[i], sizeof h.name[i], "%s", p->volumes[i].name);
@@ -128,7 +131,7 @@ static int greet(remus_primary *p, int fd, uint64_t session,
 static int raise_epoch(remus_primary *p, uint64_t backup_last)
 {
     pthread_mutex_lock(&p->lock);
-    uint64_t next = p->open_epoch, limit = p->epoch_limit;
+    uint64_t next = p->open_epoch, limit = p->kept.limit;
     pthread_mutex_unlock(&p->lock);
     if (backup_last >= next)
         next = backup_last + 1;
@@ -138,8 +141,6 @@ static int raise_epoch(remus_primary *p, uint64_t backup_last)
         return err;
     pthread_mutex_lock(&p->lock);
     p->open_epoch = next;
-    if (store)
-        p->epoch_limit = next + EPOCHS_AHEAD;
     pthread_mutex_unlock(&p->lock);
     return 0;
 }
@@ -188,7 +189,7 @@ static void begin_session(remus_primary *p, int fd, uint64_t session,
     p->resync_step = 0;
     p->epoch_records = p->epoch_bytes = 0;
     p->session_first = p->catch_epoch = p->open_epoch;
-    p->caught_up = 0;
+    p->caught_up = p->asked = 0;
     /* A close that began meanwhile wins. */
     p->stats.connected = !p->stopping;
     p->stats.link_changed_ns = p->last_rx_ns = p->progress_ns = now_ns(p);
@@ -212,11 +213,20 @@ static const struct {
                                "map does not tell what the backup lacks"},
 };
 
+/* Is the backup talking to the generation that we are?  (lock held) */
+static int greeted_right(const remus_primary *p)
+{
+    return !p->taking &&
+           !memcmp(p->greeted, p->kept.lineage.id, REMUS_ID_BYTES);
+}
+
 struct remus_slot *remus_primary_begin_plan(
     remus_primary *p, const struct remus_hello_reply *reply,
     enum remus_plan plan, struct remus_record *r)
 {
     int whole = plan == REMUS_PLAN_COPY || plan == REMUS_PLAN_MEND;
+    if (plan != REMUS_PLAN_COMPARE && !greeted_right(p))
+        return NULL;
     *r = (struct remus_record){.type = REMUS_REC_RESYNC,
                                .flags = plans[plan].step,
                                .epoch = p->open_epoch,
@@ -239,10 +249,11 @@ struct remus_slot *remus_primary_begin_plan(
     /* From here on every write is queued. */
     p->journaled = !p->direct;
     p->streaming = p->stats.connected;
+    p->alone = p->alone_granted = p->alone_refused = 0;
     return remus_sendq_reserve(&p->queue, REMUS_REC_HEADER);
 }
 
-static void start_stream(remus_primary *p, int fd, uint64_t session,
+static int start_stream(remus_primary *p, int fd, uint64_t session,
                          const struct remus_hello_reply *reply,
                          enum remus_plan plan)
 {
@@ -253,17 +264,24 @@ static void start_stream(remus_primary *p, int fd, uint64_t session,
     pthread_mutex_lock(&p->queue.send_lock);
     pthread_mutex_lock(&p->lock);
     remus_sendq_reset(&p->queue);
-    begin_session(p, fd, session, reply);
-    struct remus_slot *slot = remus_primary_begin_plan(p, reply, plan, &r);
-    struct remus_slot *again =
-        plan == REMUS_PLAN_CATCH_UP ? commit_again(p, &commit) : NULL;
+    int right = greeted_right(p);
+    struct remus_slot *slot = NULL, *again = NULL;
+    if (right) {
+        begin_session(p, fd, session, reply);
+        slot = remus_primary_begin_plan(p, reply, plan, &r);
+        if (plan == REMUS_PLAN_CATCH_UP)
+            again = commit_again(p, &commit);
+    }
     pthread_cond_signal(&p->rx_resume);
     pthread_mutex_unlock(&p->lock);
     pthread_mutex_unlock(&p->queue.send_lock);
+    if (!right)
+        return remus_fail(-EAGAIN, "a new generation has just begun");
     if (slot)
         remus_sendq_publish(&p->queue, slot, &r, NULL);
     if (again)
         remus_sendq_publish(&p->queue, again, &commit, NULL);
+    return 0;
 }
 
 /*
@@ -307,21 +325,28 @@ static int connect_backup(remus_primary *p, enum remus_plan *plan,
     int fd = remus_connect(&p->address, HELLO_TIMEOUT_MS);
     if (fd < 0)
         return fd;
-    err = greet(p, fd, session, reply);
+    /* From the hello on a backup may know this generation. */
+    err = remus_primary_state_flag(p, REMUS_PRIMARY_SHARED);
     if (!err)
-        *plan = remus_primary_plan(p, reply); /* WAIT: and the last error */
+        err = greet(p, fd, session, reply);
+    if (!err && reply->content >= REMUS_CONTENT_PROMOTED &&
+        reply->content != REMUS_CONTENT_FOREIGN) {
+        remus_primary_failed_away(p, reply);
+        err = -EROFS;
+    }
+    if (!err)
+        *plan = remus_primary_plan(p, reply, 0); /* WAIT: and the last error */
     if (!err && *plan == REMUS_PLAN_WAIT) {
         commit_and_leave(p, fd, session, reply);
         err = -ENOSPC;
     }
     if (!err)
         err = raise_epoch(p, reply->last_epoch);
-    if (err) {
+    if (!err)
+        err = start_stream(p, fd, session, reply, *plan);
+    if (err)
         close(fd);
-        return err;
-    }
-    start_stream(p, fd, session, reply, *plan);
-    return 0;
+    return err;
 }
 
 /* ---- the engine: watching -------------------------------------------------------------- */
@@ -405,17 +430,12 @@ static void check_silence(remus_primary *p, uint64_t now)
 static void extend_epochs(remus_primary *p)
 {
     pthread_mutex_lock(&p->lock);
-    uint64_t next = p->open_epoch, limit = p->epoch_limit;
+    uint64_t next = p->open_epoch, limit = p->kept.limit;
     pthread_mutex_unlock(&p->lock);
     if (next + EPOCHS_AHEAD / 2 <= limit)
         return;
-    if (remus_primary_state_store(p, next + EPOCHS_AHEAD)) {
+    if (remus_primary_state_store(p, next + EPOCHS_AHEAD))
         remus_primary_link_lost(p, "%s", remus_last_error());
-        return;
-    }
-    pthread_mutex_lock(&p->lock);
-    p->epoch_limit = next + EPOCHS_AHEAD;
-    pthread_mutex_unlock(&p->lock);
 }
 
 /* Sets of the dirty map that can be forgotten are zeroed here, off the path
@@ -487,6 +507,11 @@ static void note_refusal(remus_primary *p, enum remus_plan plan)
     char text[REMUS_REASON_MAX];
     pthread_mutex_lock(&p->lock);
     int state = p->state;
+    if (state == REMUS_STATE_SPLIT_BRAIN || state == REMUS_STATE_FENCED) {
+        /* That is what there is to say, until it is over. */
+        pthread_mutex_unlock(&p->lock);
+        return;
+    }
     if (plan == REMUS_PLAN_WAIT) {
         state = REMUS_STATE_UNPROTECTED;
         snprintf(text, sizeof text, "%.250s", remus_last_error());

@@ -11,10 +11,13 @@
  *   primary_ioctl.c   the node's ioctls: one barrier for all volumes
  *   primary_epochs.c  statistics: what an epoch took and came to
  *   primary_state.c   generation and epoch numbers that survive the process
+ *   take_over.c       a promoted backup goes on as a primary
+ *   primary_fence.c   who may write: giving way, writers, being failed away
  *   dirty.c           what the backup may lack
  *   sendq.c           the queue between writers and socket
  *
  * Locks, in the order in which they may be taken:
+ *   state_lock    one change of primary.state at a time; held during it
  *   rx_lock       who holds it is the receiver; held while polling
  *   queue.send_lock  who holds it sends; held during non-blocking sends
  *   volume.lock   the ranges in flight of one volume
@@ -33,6 +36,7 @@
 #include "dirty.h"
 #include "hash.h"
 #include "primary.h"
+#include "primary_state.h"
 #include "record.h"
 #include "sendq.h"
 #include "transport.h"
@@ -139,7 +143,7 @@ struct remus_primary {
     int allow_inconsistent;       /* constant */
     uint64_t resync_rate;         /* constant: bytes a second; 0: no limit */
     uint32_t idle_ms, grace_ms;   /* constant */
-    unsigned char generation[REMUS_ID_BYTES]; /* constant */
+    int ask_alone;                /* constant */
     struct remus_sendq queue;
     struct remus_dirty dirty;     /* see dirty.h; its owner is `lock` */
     int wake;                     /* constant: eventfd, set to stop */
@@ -148,6 +152,10 @@ struct remus_primary {
     pthread_t sender, receiver, resumer, engine, watch;
     int threads;                  /* open/close only: how many run */
 
+    pthread_mutex_t state_lock;
+    unsigned char greeted[REMUS_ID_BYTES]; /* engine thread: generation in
+                                     its newest hello */
+
     pthread_mutex_t lock;
     pthread_cond_t changed;       /* acked, state, resync step, link */
     pthread_cond_t park_changed;  /* the resumer has something to do */
@@ -155,6 +163,19 @@ struct remus_primary {
     pthread_cond_t engine_wake;   /* link, session, room: the engine's sleep */
 
     /* All: lock. */
+    struct remus_primary_state kept; /* as on disk; also state_lock to
+                                     change */
+    int alone;                    /* writes may pass while nobody takes them:
+                                     no backup knows this generation */
+    int alone_granted;            /* ... or may soon: the fence succeeded */
+    int alone_refused;            /* ... never, in this outage */
+    int alone_failed;             /* -errno: the new one could not be stored */
+    int taking;                   /* a new generation is being stored */
+    int fenced;                   /* no write passes any more */
+    unsigned int writers;         /* open files that may write */
+    int asked;                    /* 1: the backup asks us to give way; 2:
+                                     without a last checkpoint */
+    int gave_way;                 /* by our own word, not by a promote */
     int stopping;
     int state;                    /* enum remus_state */
     char reason[REMUS_REASON_MAX];
@@ -203,7 +224,6 @@ struct remus_primary {
     int resync_step;              /* newest answer of the backup */
     uint64_t last_rx_ns;
     uint64_t queue_limit;         /* bytes: measured rate x max_pause */
-    uint64_t epoch_limit;         /* numbers below it are reserved on disk */
     struct remus_request *parked, **parked_tail;
     unsigned int parked_room;     /* of them waiting for room */
     struct remus_request *free_requests;
@@ -218,6 +238,7 @@ struct remus_primary {
     struct remus_status stats;    /* the counters in it */
 
     _Atomic uint64_t wait_ids;    /* given out so far */
+    _Atomic int no_writes;        /* `fenced`, as writes look at it first */
     _Atomic int room_wanted;      /* parked_room != 0, read by the sender */
 
     pthread_mutex_t rx_lock;
@@ -285,9 +306,11 @@ struct remus_slot *remus_primary_begin_plan(
 void remus_primary_engine_wait(remus_primary *p, uint32_t ms);
 
 /* primary_resync.c */
-/* What to do with this backup; WAIT leaves the reason as the last error. */
+/* What to do with this backup; WAIT leaves the reason as the last error.
+ * `compared`: the map was just made by a comparison. */
 enum remus_plan remus_primary_plan(remus_primary *p,
-                                   const struct remus_hello_reply *reply);
+                                   const struct remus_hello_reply *reply,
+                                   int compared);
 /* Carry it out, on the connection that was prepared for it; blocks. */
 int remus_primary_resync(remus_primary *p, enum remus_plan plan,
                          const struct remus_hello_reply *reply);
@@ -349,5 +372,25 @@ int remus_primary_epochs_measured(remus_primary *p,
 int remus_primary_state_load(remus_primary *p, uint64_t *next_epoch);
 /* Reserve numbers below `limit` durably. */
 int remus_primary_state_store(remus_primary *p, uint64_t limit);
+/* Set a flag (REMUS_PRIMARY_*) durably. */
+int remus_primary_state_flag(remus_primary *p, uint32_t flag);
+/* Does a write that nobody takes need a new generation, and may it have one?
+ * (lock held) */
+int remus_primary_may_go_alone(const remus_primary *p);
+/* Take it, if that is still so; blocks for the state's disk. */
+int remus_primary_take_generation(remus_primary *p);
+
+/* take_over.c */
+/* Is this the state of a promoted backup?  Then go on from there; blocks for
+ * its disk.  0; -EROFS it is one of a backup; -errno. */
+int remus_primary_take_over(remus_primary *p);
+
+/* primary_fence.c */
+/* The backup asks us to give way: answer it (engine thread).  keep: without
+ * a last checkpoint. */
+void remus_primary_answer_ask(remus_primary *p, int keep);
+/* The backup was promoted, or both went on: what that means for us. */
+void remus_primary_failed_away(remus_primary *p,
+                               const struct remus_hello_reply *reply);
 
 #endif

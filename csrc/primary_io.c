@@ -106,6 +106,24 @@ static void mark_again(remus_primary *p, const struct remus_request *q,
 }
 
 /*
+ * No backup takes this write.  May it be answered?  If a backup knows this
+ * generation, only after a new one is durable: else that backup could be
+ * promoted, and nobody could tell that both sides went on.  (lock held)
+ */
+static int may_pass(const remus_primary *p, struct remus_request *q)
+{
+    if (p->fenced)
+        q->result = -EROFS;
+    else if (!p->alone && p->alone_failed)
+        q->result = p->alone_failed;
+    else if (!p->alone && (p->stopping || p->alone_refused))
+        q->result = -EIO;
+    else
+        return p->alone;
+    return 1;
+}
+
+/*
  * Queue what is left of a request's range, as far as there is room.
  * 1: all is queued (or nothing has to be); 0: no room for the rest.
  */
@@ -123,6 +141,12 @@ static int queue_range(remus_primary *p, struct remus_request *q, int first)
         pthread_mutex_lock(&p->lock);
         if (!p->streaming) {
             mark_again(p, q, q->queued, left);
+            int passes = q->copy || may_pass(p, q);
+            pthread_mutex_unlock(&p->lock);
+            return passes;
+        }
+        if (p->fenced && !q->copy) {
+            q->result = -EROFS;
             pthread_mutex_unlock(&p->lock);
             return 1;
         }
@@ -335,6 +359,13 @@ static void resume_parked(remus_primary *p)
 {
     int room = 1; /* nobody before had to go on waiting for room */
     pthread_mutex_lock(&p->lock);
+    int alone = p->parked_room && remus_primary_may_go_alone(p);
+    if (alone) {
+        pthread_mutex_unlock(&p->lock);
+        int err = remus_primary_take_generation(p);
+        pthread_mutex_lock(&p->lock);
+        p->alone_failed = err;
+    }
     struct remus_request **at = &p->parked;
     while (*at) {
         struct remus_request *q = *at;
@@ -415,6 +446,15 @@ static struct remus_request *new_request(remus_primary *p)
     return q ? q : malloc(sizeof *q);
 }
 
+static int fenced(remus_primary *p, const struct remus_pvolume *v)
+{
+    pthread_mutex_lock(&p->lock);
+    int err = remus_fail(-EROFS, "volume %s: this side is %s: %s", v->name,
+                         remus_state_name(p->state), p->reason);
+    pthread_mutex_unlock(&p->lock);
+    return err;
+}
+
 /*
  * The fast path lives on the caller's stack; a request object and a copy of
  * the data are made only to be parked.  `borrow`: the data stays good until
@@ -425,6 +465,8 @@ static int submit(remus_primary *p, struct remus_request *proto, int borrow)
     struct remus_pvolume *v = &p->volumes[proto->volume];
     enum remus_request_step step = REMUS_REQ_RANGE;
     struct remus_request *q = proto;
+    if (atomic_load_explicit(&p->no_writes, memory_order_relaxed) && !q->copy)
+        return fenced(p, v);
     if (range_take(v, &q->range, 1)) {
         do_local(p, q);
         if (queue_range(p, q, 1)) {
@@ -552,6 +594,8 @@ static int io_result(remus_primary *p, unsigned int volume, const char *what,
 {
     if (!err)
         return 0;
+    if (err == -EROFS && atomic_load(&p->no_writes))
+        return fenced(p, &p->volumes[volume]);
     return remus_fail(err, "volume %s: %s %s: %s", p->volumes[volume].name,
                       what, p->volumes[volume].path, remus_errno_text(err));
 }

@@ -44,10 +44,11 @@ void remus_primary_link_lost(remus_primary *p, const char *format, ...)
         /* Before the end of a first copy there was nothing to lose. */
         int first = p->state == REMUS_STATE_CATCHING_UP &&
                     !remus_dirty_valid(&p->dirty);
-        remus_primary_set_state(p,
-                                first ? REMUS_STATE_CONNECTING
-                                      : REMUS_STATE_UNPROTECTED,
-                                text);
+        if (p->state != REMUS_STATE_FENCED)
+            remus_primary_set_state(p,
+                                    first ? REMUS_STATE_CONNECTING
+                                          : REMUS_STATE_UNPROTECTED,
+                                    text);
         memcpy(p->lost_reason, text, sizeof p->lost_reason);
         shutdown(p->fd, SHUT_RDWR);
         remus_primary_epochs_lost(p);
@@ -124,6 +125,12 @@ static int handle(remus_primary *p, const struct remus_record *r,
         pthread_mutex_lock(&p->lock);
         p->resync_step = r->flags;
         pthread_cond_broadcast(&p->changed);
+        pthread_mutex_unlock(&p->lock);
+        return 0;
+    case REMUS_REC_GIVE_WAY:
+        pthread_mutex_lock(&p->lock);
+        p->asked = r->flags == 1 ? 2 : 1;
+        pthread_cond_signal(&p->engine_wake);
         pthread_mutex_unlock(&p->lock);
         return 0;
     case REMUS_REC_HASH_REPLY:

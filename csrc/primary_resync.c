@@ -32,23 +32,29 @@ static uint64_t journal_cost(uint64_t bytes)
 
 /* Does the map tell all that this backup lacks?  (lock held) */
 static int map_counts(const remus_primary *p,
-                      const struct remus_hello_reply *reply)
+                      const struct remus_hello_reply *reply, int compared)
 {
-    return remus_dirty_valid(&p->dirty) &&
-           !memcmp(reply->generation, p->generation, REMUS_ID_BYTES) &&
+    if (compared)
+        return 1;
+    uint64_t end;
+    return reply->content != REMUS_CONTENT_FOREIGN &&
+           remus_dirty_valid(&p->dirty) &&
+           remus_lineage_has(&p->kept.lineage, reply->generation, &end) &&
+           reply->held <= end &&
            reply->held >= remus_dirty_forgotten(&p->dirty) &&
            reply->held < p->open_epoch;
 }
 
 enum remus_plan remus_primary_plan(remus_primary *p,
-                                   const struct remus_hello_reply *reply)
+                                   const struct remus_hello_reply *reply,
+                                   int compared)
 {
     if (reply->content == REMUS_CONTENT_NONE)
         return REMUS_PLAN_COPY;
     if (reply->content == REMUS_CONTENT_PARTIAL)
         return REMUS_PLAN_MEND;
     pthread_mutex_lock(&p->lock);
-    int counts = map_counts(p, reply);
+    int counts = map_counts(p, reply, compared);
     uint64_t refused = p->wont_fit;
     /* Perhaps the guest writes less by now. */
     if (p->io->now_ns(p->io) - p->wont_fit_ns > AGAIN_MS * 1000000ull)
@@ -320,7 +326,7 @@ static int compared(remus_primary *p, const struct remus_hello_reply *reply,
     pthread_mutex_lock(&p->lock);
     remus_dirty_base(&p->dirty, reply->held);
     pthread_mutex_unlock(&p->lock);
-    *plan = remus_primary_plan(p, reply);
+    *plan = remus_primary_plan(p, reply, 1);
     if (*plan == REMUS_PLAN_WAIT)
         return -ENOSPC;
     struct remus_record r;
@@ -330,7 +336,7 @@ static int compared(remus_primary *p, const struct remus_hello_reply *reply,
         slot = remus_primary_begin_plan(p, reply, *plan, &r);
     pthread_mutex_unlock(&p->lock);
     if (!slot)
-        return -EPROTO;
+        return remus_fail(-EPROTO, "a new generation began, or the link went");
     remus_sendq_publish(&p->queue, slot, &r, NULL);
     return 0;
 }

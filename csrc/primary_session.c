@@ -130,6 +130,14 @@ void remus_primary_attend(remus_primary *p)
 {
     pthread_mutex_lock(&p->lock);
     while (p->stats.connected && !p->stopping) {
+        if (p->asked) {
+            int keep = p->asked == 2;
+            p->asked = 0;
+            pthread_mutex_unlock(&p->lock);
+            remus_primary_answer_ask(p, keep);
+            pthread_mutex_lock(&p->lock);
+            continue;
+        }
         if (!due(p, p->io->now_ns(p->io))) {
             remus_primary_engine_wait(p, 100);
             continue;

@@ -100,17 +100,18 @@ size_t remus_hello_encode(const struct remus_hello *h, unsigned char *out)
     out[5] = h->commit_by;
     remus_put16(out + 6, h->volumes);
     remus_put64(out + 8, h->next_epoch);
-    memcpy(out + 16, h->generation, REMUS_ID_BYTES);
+    memcpy(out + 16, h->lineage.id, REMUS_ID_BYTES);
     memcpy(out + 32, h->resource, sizeof h->resource);
-    remus_put16(out + 96, h->ancestors);
+    remus_put16(out + 96, (uint16_t)h->lineage.count);
     unsigned char *p = out + REMUS_HELLO_FIXED;
     for (unsigned int i = 0; i < h->volumes; i++, p += REMUS_HELLO_VOLUME) {
         memcpy(p, h->name[i], sizeof h->name[i]);
         remus_put64(p + 64, h->size[i]);
     }
-    for (unsigned int i = 0; i < h->ancestors; i++, p += REMUS_HELLO_ANCESTOR) {
-        memcpy(p, h->ancestor[i].id, REMUS_ID_BYTES);
-        remus_put64(p + 16, h->ancestor[i].end);
+    for (uint32_t i = 0; i < h->lineage.count;
+         i++, p += REMUS_HELLO_ANCESTOR) {
+        memcpy(p, h->lineage.ancestor[i].id, REMUS_ID_BYTES);
+        remus_put64(p + 16, h->lineage.ancestor[i].end);
     }
     return (size_t)(p - out);
 }
@@ -131,25 +132,26 @@ int remus_hello_decode(const unsigned char *in, size_t len,
     h->commit_by = in[5];
     h->volumes = remus_get16(in + 6);
     h->next_epoch = remus_get64(in + 8);
-    memcpy(h->generation, in + 16, REMUS_ID_BYTES);
+    memcpy(h->lineage.id, in + 16, REMUS_ID_BYTES);
     memcpy(h->resource, in + 32, REMUS_NAME_MAX);
-    h->ancestors = remus_get16(in + 96);
+    h->lineage.count = remus_get16(in + 96);
     if (h->volumes == 0 || h->volumes > REMUS_VOLUMES_MAX ||
-        h->ancestors > REMUS_ANCESTORS_MAX ||
+        h->lineage.count > REMUS_ANCESTORS_MAX ||
         len != REMUS_HELLO_FIXED + h->volumes * (size_t)REMUS_HELLO_VOLUME +
-                   h->ancestors * (size_t)REMUS_HELLO_ANCESTOR)
+                   h->lineage.count * (size_t)REMUS_HELLO_ANCESTOR)
         return remus_fail(-EBADMSG,
                           "hello of %zu bytes with %u volumes and %u "
                           "ancestors",
-                          len, h->volumes, h->ancestors);
+                          len, h->volumes, h->lineage.count);
     const unsigned char *p = in + REMUS_HELLO_FIXED;
     for (unsigned int i = 0; i < h->volumes; i++, p += REMUS_HELLO_VOLUME) {
         memcpy(h->name[i], p, REMUS_NAME_MAX);
         h->size[i] = remus_get64(p + 64);
     }
-    for (unsigned int i = 0; i < h->ancestors; i++, p += REMUS_HELLO_ANCESTOR) {
-        memcpy(h->ancestor[i].id, p, REMUS_ID_BYTES);
-        h->ancestor[i].end = remus_get64(p + 16);
+    for (uint32_t i = 0; i < h->lineage.count;
+         i++, p += REMUS_HELLO_ANCESTOR) {
+        memcpy(h->lineage.ancestor[i].id, p, REMUS_ID_BYTES);
+        h->lineage.ancestor[i].end = remus_get64(p + 16);
     }
     return 0;
 }
@@ -169,6 +171,7 @@ void remus_hello_reply_encode(const struct remus_hello_reply *h,
     remus_put64(out + 72, h->capacity);
     remus_put32(out + 80, h->content);
     remus_put32(out + 84, 0);
+    memcpy(out + 88, h->origin, REMUS_ID_BYTES);
 }
 
 int remus_hello_reply_decode(const unsigned char *in, size_t len,
@@ -192,7 +195,8 @@ int remus_hello_reply_decode(const unsigned char *in, size_t len,
     h->committed = remus_get64(in + 64);
     h->capacity = remus_get64(in + 72);
     h->content = remus_get32(in + 80);
-    if (h->content > REMUS_CONTENT_CONSISTENT)
+    memcpy(h->origin, in + 88, REMUS_ID_BYTES);
+    if (h->content > REMUS_CONTENT_SPLIT)
         return remus_fail(-EBADMSG, "hello reply: unknown content %u",
                           h->content);
     if (h->max_payload == 0 || h->max_payload > REMUS_REC_PAYLOAD_MAX)

@@ -39,13 +39,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "lineage.h"
+
 #include "remus.h"
 
 #define REMUS_REC_MAGIC 0x534d4552u
 #define REMUS_REC_HEADER 64u
 #define REMUS_REC_PAYLOAD_MAX (1u << 20)
 #define REMUS_PAGE 4096u
-#define REMUS_WIRE_VERSION 2u
+#define REMUS_WIRE_VERSION 3u
 
 enum remus_record_type {
     REMUS_REC_HELLO = 1,       /* primary: struct remus_hello */
@@ -62,6 +64,10 @@ enum remus_record_type {
     REMUS_REC_BYE = 12,        /* the sender ends on purpose */
     REMUS_REC_HASH = 13,       /* primary: hashes of the blocks of a range */
     REMUS_REC_HASH_REPLY = 14, /* backup: which of them differ here */
+    REMUS_REC_GIVE_WAY = 15,   /* backup: may I be promoted?  flags 1: to a
+                                  checkpoint that is there */
+    REMUS_REC_GAVE_WAY = 16,   /* primary: flags 1: yes, fenced for good, and
+                                  `epoch` is committed; 0: no; payload: why */
     REMUS_REC_TYPES            /* one more than the largest */
 };
 
@@ -127,10 +133,13 @@ enum remus_content {
     REMUS_CONTENT_NONE,      /* never a copy */
     REMUS_CONTENT_PARTIAL,   /* a copy was begun and cut short */
     REMUS_CONTENT_COMPLETE,  /* all up to `held`, but nothing committed */
-    REMUS_CONTENT_CONSISTENT /* all up to `held`, and a checkpoint */
+    REMUS_CONTENT_CONSISTENT, /* all up to `held`, and a checkpoint */
+    /* No writes of this primary are taken as yet: */
+    REMUS_CONTENT_PROMOTED,  /* it went on by itself from `held`, an epoch of
+                                generation `origin` */
+    REMUS_CONTENT_FOREIGN,   /* what another primary's disks were: compare */
+    REMUS_CONTENT_SPLIT      /* both sides went on from `origin` */
 };
-
-#define REMUS_ANCESTORS_MAX 16
 
 /* The first words of both sides; the layout is in docs/formats.md. */
 struct remus_hello {
@@ -139,12 +148,7 @@ struct remus_hello {
     uint8_t commit_by;
     uint16_t volumes;
     uint64_t next_epoch; /* the primary's lower bound */
-    unsigned char generation[REMUS_ID_BYTES];
-    uint16_t ancestors;  /* generations before, newest first */
-    struct {
-        unsigned char id[REMUS_ID_BYTES];
-        uint64_t end;    /* epoch with which it ended */
-    } ancestor[REMUS_ANCESTORS_MAX];
+    struct remus_lineage lineage;
     char resource[REMUS_NAME_MAX + 1];
     char name[REMUS_VOLUMES_MAX][REMUS_NAME_MAX + 1];
     uint64_t size[REMUS_VOLUMES_MAX];
@@ -162,6 +166,7 @@ struct remus_hello_reply {
     uint64_t committed;
     uint64_t capacity;      /* credit that one epoch can have at most */
     uint32_t content;       /* enum remus_content */
+    unsigned char origin[REMUS_ID_BYTES];
 };
 
 /* What an epoch came to, found out by the backup when it applied it. */
@@ -185,7 +190,7 @@ void remus_measured_decode(const unsigned char in[REMUS_MEASURED_BYTES],
 #define REMUS_HELLO_MAX                                                      \
     (REMUS_HELLO_FIXED + REMUS_HELLO_VOLUME * REMUS_VOLUMES_MAX +            \
      REMUS_HELLO_ANCESTOR * REMUS_ANCESTORS_MAX)
-#define REMUS_HELLO_REPLY_BYTES 88u
+#define REMUS_HELLO_REPLY_BYTES 104u
 
 /* Returns the length written (at most REMUS_HELLO_MAX). */
 size_t remus_hello_encode(const struct remus_hello *h, unsigned char *out);

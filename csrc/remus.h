@@ -69,7 +69,9 @@ enum remus_state {
     REMUS_STATE_SPLIT_BRAIN,  /* both sides went on from one checkpoint */
     REMUS_STATE_INCONSISTENT, /* backup: a copy is not complete */
     REMUS_STATE_STANDBY,      /* backup: complete, no primary connected */
-    REMUS_STATE_FAILED        /* a local error ended it; see the reason */
+    REMUS_STATE_FAILED,       /* a local error ended it; see the reason */
+    REMUS_STATE_FENCED        /* primary: the backup took over: no write
+                                 passes here any more */
 };
 
 enum remus_role { REMUS_ROLE_PRIMARY, REMUS_ROLE_BACKUP };
@@ -141,6 +143,9 @@ struct remus_status {
     uint64_t epoch_coalesced;   /* bytes overwritten within it */
     uint64_t dirty_bytes;       /* primary, not Protected: what the backup
                                    lacks, in whole blocks of 16 KiB */
+    int asks_alone;             /* primary: writes wait for
+                                   remus_primary_go_alone() */
+    unsigned int writers;       /* primary: files open for writing */
 };
 
 /* A checkpoint that a backup can be promoted to. */
@@ -313,6 +318,8 @@ struct remus_primary_config {
     const char *epochs_file;    /* where other processes find the epoch
                                    statistics (remus_epochs_create); NULL:
                                    they are kept for this process only */
+    int ask_alone;              /* 1: while no backup takes the writes, they
+                                   wait for remus_primary_go_alone() */
 };
 
 /*
@@ -402,6 +409,21 @@ REMUS_API int remus_primary_commit(remus_primary *p, uint64_t epoch);
 REMUS_API int remus_primary_session_begin(remus_primary *p);
 REMUS_API int remus_primary_session_end(remus_primary *p);
 
+/*
+ * With `ask_alone` of the configuration: let the guest's writes pass though
+ * no backup takes them, until the next connection.  Call it when the status
+ * says `asks_alone` and it is sure that the backup is not and will not be
+ * promoted (a fence command has succeeded, an operator says so).  The writes
+ * go on as soon as a new generation is durable.  Never blocks; returns 0.
+ */
+REMUS_API int remus_primary_go_alone(remus_primary *p);
+
+/*
+ * The opposite: writes that wait, and later ones, fail with -EIO until the
+ * next connection or remus_primary_go_alone().  Never blocks; returns 0.
+ */
+REMUS_API int remus_primary_refuse_alone(remus_primary *p);
+
 /* The state and counters now.  Never blocks on I/O. */
 REMUS_API int remus_primary_status(remus_primary *p,
                                    struct remus_status *status);
@@ -426,6 +448,11 @@ struct remus_backup_config {
     int commit_by;              /* enum remus_commit_by */
     uint64_t journal_bytes;     /* all segments; 0: 512 MiB */
     uint64_t segment_bytes;     /* one segment; 0: 16 MiB; >= 64 KiB */
+    int discard_local;          /* 1: what this side wrote by itself, as a
+                                   primary or promoted, is to be lost: it
+                                   follows a primary of any branch again */
+    uint32_t stale_ms;          /* a link lost longer ago: promote must name
+                                   a checkpoint; 0: 60000; UINT32_MAX: never */
 };
 
 /*
@@ -462,14 +489,29 @@ enum remus_promote_by {
 };
 
 /*
+ * Ask the primary to give way, as remus_backup_promote() does; for who has
+ * something to do between its answer and the promote (fence it, if there is
+ * none).  `keep` 1: a checkpoint that is there will be named, so the primary
+ * shall not take a last one.  Blocks until it answers or is lost.
+ * Returns 1: it gave way, fenced for good (or a promote was begun before);
+ * 0: no primary is connected, or it fell silent.  Errors: -EBUSY it said no.
+ */
+REMUS_API int remus_backup_ask(remus_backup *b, int keep);
+
+/*
  * Fail over: make the volumes exactly what the primary's were at one
  * checkpoint and give them free.  Blocks for disk I/O.  Durable at every
  * step: one that is interrupted can be finished, at the same checkpoint
- * only.  A promoted backup refuses every primary.
- * `force` 0 refuses while a primary is connected.
+ * only.  A promoted backup refuses every primary, and a new generation has
+ * begun: the old one can never write here again.
+ * A connected primary is asked: it gives way, after a last checkpoint if none
+ * is named, if no file of its volumes is open for writing and no toolstack's
+ * session is open; else this is refused.  `force` 1 does not ask, and cuts
+ * the primary off: what it writes from then on is lost, or split brain.
  * Result: 0 and *epoch (the checkpoint it is at now).
  * Errors: -EINVAL no such checkpoint, tag not unique, Inconsistent (the text
- * names what can be had); -EBUSY primary connected; -EIO.
+ * names what can be had); -EBUSY the primary did not give way; -ESTALE no
+ * checkpoint is named and the link was lost longer than `stale_ms` ago; -EIO.
  */
 REMUS_API int remus_backup_promote(remus_backup *b, int by, uint64_t epoch,
                                    const void *tag, size_t tag_len,

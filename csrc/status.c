@@ -44,6 +44,8 @@ const char *remus_state_name(int state)
         return "Standby";
     case REMUS_STATE_FAILED:
         return "Failed";
+    case REMUS_STATE_FENCED:
+        return "Fenced";
     }
     return "?";
 }
@@ -159,6 +161,8 @@ int remus_status_format(const struct remus_status *s, int json, char *buf,
     put_number(&o, "epoch_extents", s->epoch_extents);
     put_number(&o, "epoch_coalesced", s->epoch_coalesced);
     put_number(&o, "dirty_bytes", s->dirty_bytes);
+    put_number(&o, "asks_alone", (uint64_t)s->asks_alone);
+    put_number(&o, "writers", s->writers);
     if (json)
         put(&o, "\n}\n");
     if (o.used >= cap)

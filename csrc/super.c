@@ -7,8 +7,15 @@
 #include "error.h"
 
 #define MAGIC 0x424d4552u
-#define VERSION 1u
-#define CRC_AT 168u
+#define VERSION 2u
+#define LINEAGE_AT 168u
+#define CRC_AT (LINEAGE_AT + REMUS_LINEAGE_BYTES)
+
+int remus_super_promoted(const struct remus_super *s)
+{
+    return s->role == REMUS_SUPER_PROMOTING ||
+           s->role == REMUS_SUPER_PROMOTED;
+}
 
 static int decode(const unsigned char *p, const char *resource,
                   struct remus_super *s)
@@ -27,14 +34,22 @@ static int decode(const unsigned char *p, const char *resource,
     s->number = remus_get64(p + 64);
     s->segment_bytes = remus_get64(p + 72);
     s->segments = remus_get64(p + 80);
-    memcpy(s->generation, p + 88, REMUS_ID_BYTES);
+    s->heard = remus_get64(p + 88);
     memcpy(s->promoted_generation, p + 104, REMUS_ID_BYTES);
     s->next_number = remus_get64(p + 120);
-    s->cp.epoch = s->role >= REMUS_SUPER_PROMOTING ? s->target : s->applied;
+    s->cp.epoch = remus_super_promoted(s) ? s->target : s->applied;
     s->cp.flags = remus_get32(p + 128);
     s->cp.tag_len = remus_get32(p + 132);
     memcpy(s->cp.tag, p + 136, REMUS_TAG_MAX);
-    return s->role <= REMUS_SUPER_PROMOTED && s->cp.tag_len <= REMUS_TAG_MAX;
+    return remus_lineage_decode(p + LINEAGE_AT, &s->lineage) &&
+           s->role <= REMUS_SUPER_FOREIGN && s->cp.tag_len <= REMUS_TAG_MAX;
+}
+
+void remus_super_descend(const struct remus_super *s,
+                         struct remus_lineage *out)
+{
+    remus_lineage_at(&s->lineage, s->target, out);
+    remus_lineage_push(out, s->promoted_generation, s->target);
 }
 
 int remus_super_load(remus_io *io, int file, const char *path,
@@ -90,12 +105,13 @@ int remus_super_store(remus_io *io, int file, const char *path,
     remus_put64(p + 64, s->number);
     remus_put64(p + 72, s->segment_bytes);
     remus_put64(p + 80, s->segments);
-    memcpy(p + 88, s->generation, REMUS_ID_BYTES);
+    remus_put64(p + 88, s->heard);
     memcpy(p + 104, s->promoted_generation, REMUS_ID_BYTES);
     remus_put64(p + 120, s->next_number);
     remus_put32(p + 128, s->cp.flags);
     remus_put32(p + 132, s->cp.tag_len);
     memcpy(p + 136, s->cp.tag, REMUS_TAG_MAX);
+    remus_lineage_encode(&s->lineage, p + LINEAGE_AT);
     remus_put32(p + CRC_AT, remus_crc32c(0, p, CRC_AT));
     uint64_t slot = s->sequence % 2 * REMUS_PAGE;
     int err = remus_io_write(io, file, p, sizeof p, slot);

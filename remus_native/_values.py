@@ -34,6 +34,7 @@ class State(str, enum.Enum):
     INCONSISTENT = "Inconsistent"
     STANDBY = "Standby"
     FAILED = "Failed"
+    FENCED = "Fenced"
 
     def __str__(self) -> str:
         return self.value
@@ -101,6 +102,8 @@ class Status:
     epoch_extents: int
     epoch_coalesced: int
     dirty_bytes: int
+    asks_alone: bool
+    writers: int
 
     def __str__(self) -> str:
         return f"{self.role} of {self.resource}: {self.state}: {self.reason}"
@@ -122,7 +125,7 @@ _STATUS_NUMBERS = [
     for f in fields(Status)
     if f.name
     not in ("role", "state", "reason", "resource", "generation", "connected",
-            "ioctl_driven")
+            "ioctl_driven", "asks_alone")
 ]  # fmt: skip
 
 
@@ -133,6 +136,7 @@ def status_from(raw: Any) -> Status:
         reason=text(raw.reason),
         connected=bool(raw.connected),
         ioctl_driven=bool(raw.ioctl_driven),
+        asks_alone=bool(raw.asks_alone),
         resource=text(raw.resource),
         generation=text(raw.generation),
         **{name: getattr(raw, name) for name in _STATUS_NUMBERS},

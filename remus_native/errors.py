@@ -278,12 +278,15 @@ def class_for(
 
     ``invalid`` is the class for EINVAL: whether the caller's settings, its
     phases or the moment were wrong, only the caller knows.  EBUSY is a
-    `PhaseError` in a phase, else a `StateError`.
+    `PhaseError` in a phase, else a `StateError`; ESTALE is an unusable device
+    in a phase, else (a promote that must name its checkpoint) a `StateError`.
     """
     if number == _errno.EINVAL:
         return invalid or ConfigError
     if number == _errno.EBUSY and phase is not None:
         return PhaseError
+    if number == _errno.ESTALE and phase is None:
+        return StateError
     return _CLASSES.get(number, StateError)
 
 

@@ -114,6 +114,8 @@ class Primary(Handle):
     ``allow_inconsistent``: a catch-up beyond the backup's journal goes
     straight to its disks, instead of waiting for a larger journal.
     ``resync_rate``: copies and catch-ups send at most so many bytes a second.
+    ``ask_alone``: while no backup takes the writes they wait, until
+    `go_alone` is called (``status().asks_alone`` says that they do).
     ``epochs_file``: where other processes find `epochs`
     (`EpochStatistics.attach`); None keeps them for this process.
 
@@ -141,6 +143,7 @@ class Primary(Handle):
         grace_ms: int = 0,
         allow_inconsistent: bool = False,
         resync_rate: int = 0,
+        ask_alone: bool = False,
     ) -> None:
         super().__init__()
         self._what = f"primary of {resource}"
@@ -161,12 +164,14 @@ class Primary(Handle):
         if epochs_file is not None:
             raw.epochs_file = config.string("epochs_file", os.fspath(epochs_file))
         raw.allow_inconsistent = int(allow_inconsistent)
+        raw.ask_alone = int(ask_alone)
         raw.resync_rate = number("resync_rate", resync_rate, 1 << 62)
         out = ffi.new("remus_primary **")
         rc = lib.remus_primary_open(raw, out)
         if rc < 0:
             raise_for(rc)
         self.resource = resource
+        self._ask_alone = ask_alone
         self._names = {volume.name: i for i, volume in enumerate(volumes)}
         self._epoch = ffi.new("uint64_t *")  # postsuspend, under _epoch_lock
         self._epoch_lock = threading.Lock()
@@ -270,6 +275,21 @@ class Primary(Handle):
         with self._call() as raw:
             lib.remus_primary_session_end(raw)
 
+    def go_alone(self) -> None:
+        """Let the guest's writes pass though no backup takes them.
+
+        Only with ``ask_alone``, and only when it is sure that the backup will
+        not be promoted: a fence command has succeeded, or an operator says so.
+        It counts until the next connection.  Never blocks.
+        """
+        with self._call() as raw:
+            lib.remus_primary_go_alone(raw)
+
+    def refuse_alone(self) -> None:
+        """The opposite of `go_alone`: writes that wait fail with EIO."""
+        with self._call() as raw:
+            lib.remus_primary_refuse_alone(raw)
+
     def postsuspend(self, tag: Tag | None = None) -> int:
         """Close the open epoch on every volume and return its number.
 
@@ -334,6 +354,8 @@ class Primary(Handle):
         """
         for export in list(self._exports):
             export.close()
+        if self._ask_alone and not self.closed:
+            self.refuse_alone()  # or who waits would be waited for
         raw = self._take()
         if raw is not None:
             for group in list(self._groups):
@@ -347,6 +369,13 @@ class Backup(Handle):
     Opening recovers what a crash left (blocks for disk I/O); `serve` then
     takes a primary.  Raises `ConfigError`, or `StateError` (EBUSY: another
     process has the state directory; EBADMSG: it belongs to something else).
+
+    A state directory whose last user was a primary is taken over: the disks
+    are what that primary left, and a primary that went on from a checkpoint
+    of its generation may overwrite them; both sides then find out what
+    differs.  ``discard_local``: also if this side went on by itself (split
+    brain); what it wrote is lost then.  ``stale_ms``: if no primary was heard
+    of for so long, `promote` wants its checkpoint named.
     """
 
     def __init__(
@@ -360,6 +389,8 @@ class Backup(Handle):
         commit_by: CommitBy = "primary",
         journal_bytes: int = 0,
         segment_bytes: int = 0,
+        discard_local: bool = False,
+        stale_ms: int = 0,
     ) -> None:
         super().__init__()
         self._what = f"backup of {resource}"
@@ -369,6 +400,8 @@ class Backup(Handle):
             raw.journal_dir = config.string("journal_dir", os.fspath(journal_dir))
         raw.journal_bytes = number("journal_bytes", journal_bytes, 1 << 62)
         raw.segment_bytes = number("segment_bytes", segment_bytes, 1 << 62)
+        raw.discard_local = int(discard_local)
+        raw.stale_ms = number("stale_ms", stale_ms, (1 << 32) - 1)
         out = ffi.new("remus_backup **")
         rc = lib.remus_backup_open(raw, out)
         if rc < 0:
@@ -397,6 +430,21 @@ class Backup(Handle):
             if rc < 0:
                 raise_for(rc, phase="commit", epoch=epoch, invalid=StateError)
 
+    def ask(self, *, keep: bool = False) -> bool:
+        """Ask the primary to give way, as `promote` does by itself.
+
+        For who has something to do between the answer and the promote.  True:
+        it did, fenced for good; False: none is connected, or it fell silent.
+        ``keep``: a checkpoint that is there will be named, so the primary
+        takes no last one.  Blocks until it answers or is lost.  Raises
+        `StateError` (EBUSY): it does not, and why.
+        """
+        with self._call() as raw:
+            rc = lib.remus_backup_ask(raw, int(keep))
+            if rc < 0:
+                raise_for(rc, invalid=StateError)
+        return bool(rc)
+
     def promote(
         self,
         checkpoint: int | None = None,
@@ -408,9 +456,11 @@ class Backup(Handle):
 
         Without a name: the last committed one; the last prepared one if the
         resource is driven through ioctls, which know no commit.  Blocks for
-        disk I/O.  Raises `StateError` if there is no such checkpoint (the
-        text names what can be had) or, without ``force``, if the primary is
-        connected (EBUSY).
+        disk I/O.  A connected primary is asked first (`ask`), unless
+        ``force`` cuts it off.  Raises `StateError` if there is no such
+        checkpoint (the text names what can be had), if the primary does not
+        give way (EBUSY), or if no checkpoint is named and no primary was
+        heard of for ``stale_ms`` (ESTALE).
         """
         if checkpoint is not None and tag is not None:
             raise ConfigError("promote: give a checkpoint or a tag, not both")

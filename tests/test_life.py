@@ -394,13 +394,14 @@ def test_another_primary_is_refused(make_pair):
     assert pair.image("backup", 0) == bytes(65536)
 
 
-def test_a_promoted_backup_refuses_its_old_primary(make_pair):
+def test_a_promoted_backup_fences_its_old_primary(make_pair):
     pair = make_pair([65536])
-    checkpoint(pair.primary)
+    m = checkpoint(pair.primary)
     pair.backup.promote(force=True)
-    until(lambda: "promoted" in pair.primary.status().reason)
-    pair.primary.pwrite(0, b"goes on", 0)
-    assert pair.primary.status().state is State.UNPROTECTED
+    until(lambda: pair.primary.status().state is State.FENCED)
+    assert f"promoted to checkpoint {m}" in pair.primary.status().reason
+    with pytest.raises(StateError, match="Fenced"):
+        pair.primary.pwrite(0, b"goes on", 0)
     with pytest.raises(StateError):
         pair.backup.promote(1 << 40)
 

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What survives a primary: state_dir/primary.state says which generation it
+ * is and below which number all epochs may have been used.  Numbers are
+ * reserved far ahead, so that no epoch waits for a disk, and are never used
+ * twice.
+ *
+ * Two slots of 4096 bytes, slot (sequence mod 2) is written; the valid one
+ * with the higher sequence counts.
+ *
+ *   offset size
+ *    0     4    magic 0x504d4552 ("REMP")
+ *    4     4    version, 3
+ *    8     8    sequence
+ *   16     8    limit: the first number that was not reserved
+ *   24     4    flags: 1 = a backup may know this generation; 2 = fenced
+ *   28     4    CRC32C of the resource's name
+ *   32   408    lineage (lineage.h)
+ *  440     4    CRC32C of bytes 0..439
+ */
+#ifndef REMUS_PRIMARY_STATE_H
+#define REMUS_PRIMARY_STATE_H
+
+#include "io.h"
+#include "lineage.h"
+
+#define REMUS_PRIMARY_SHARED 1u /* before a write passes alone, a new one */
+#define REMUS_PRIMARY_FENCED 2u /* gave way, or was failed away from */
+
+struct remus_primary_state {
+    uint64_t sequence;
+    uint64_t limit;
+    uint32_t flags;
+    struct remus_lineage lineage;
+};
+
+/* 0; -ENOENT there is none; -EBADMSG; -errno; with a text. */
+int remus_primary_state_read(remus_io *io, const char *state_dir,
+                             const char *resource,
+                             struct remus_primary_state *s);
+/* Advance the sequence and make it durable; blocks.  Not two at a time. */
+int remus_primary_state_write(remus_io *io, const char *state_dir,
+                              const char *resource,
+                              struct remus_primary_state *s);
+
+#endif
