@@ -257,6 +257,12 @@ static int load_super(remus_backup *b)
 static int was_primary(remus_backup *b, int there,
                        struct remus_primary_state *primary)
 {
+    if (b->look && there && b->super.role != REMUS_SUPER_LEFT)
+        return 0;
+    if (b->look)
+        return remus_fail(-EROFS, there ? "this side was promoted and is the "
+                                          "primary now"
+                                        : "there is no state of a backup");
     if (there && b->super.role == REMUS_SUPER_PROMOTED && b->discard_local) {
         /* A guest ran on the plain images. */
         remus_super_descend(&b->super, &primary->lineage);
@@ -312,7 +318,7 @@ static int open_disks(remus_backup *b,
         if (!d->name || !d->path)
             return remus_fail(-ENOMEM, "out of memory");
         /* The guest may own them by now. */
-        if (b->super.role == REMUS_SUPER_PROMOTED) {
+        if (b->super.role == REMUS_SUPER_PROMOTED || b->look) {
             d->size = config->volumes[i].size;
             continue;
         }
@@ -330,6 +336,7 @@ static int allocate(remus_backup *b, const struct remus_backup_config *c,
     b->ack = c->ack;
     b->commit_by = c->commit_by;
     b->discard_local = c->discard_local;
+    b->look = c->look;
     b->stale_s = c->stale_ms == UINT32_MAX ? UINT64_MAX
                  : c->stale_ms             ? (c->stale_ms + 999u) / 1000u
                                            : DEFAULT_STALE_S;
@@ -428,7 +435,7 @@ int remus_backup_open_io(const struct remus_backup_config *config,
         remus_backup_close(b);
         return err;
     }
-    b->recovered = 1;
+    b->recovered = !b->look;
     *out = b;
     return 0;
 }

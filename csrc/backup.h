@@ -143,6 +143,7 @@ struct remus_backup {
     int journal_lock;         /* constant; -1: none */
     unsigned char *buffer;    /* apply_lock: REMUS_APPLY_BYTES */
     int recovered;            /* open/close only: open succeeded */
+    int look;                 /* constant: nothing may be changed */
     int discard_local;        /* constant: FOREIGN disks may be overwritten
                                  whatever is on them */
 
@@ -291,10 +292,10 @@ void remus_backup_drop_epochs(remus_backup *b, uint64_t next_seq);
 /* backup_net.c */
 /*
  * Ask the primary to give way, if one is connected, and wait for its answer.
- * keep: without a last checkpoint, which would take away older ones.
+ * flags: REMUS_ASK_*.
  * 1: it did; 0: there is none, or it fell silent; -EBUSY: no, and why.
  */
-int remus_backup_net_ask(remus_backup *b, int keep);
+int remus_backup_net_ask(remus_backup *b, int flags);
 /* Seconds since a primary was connected to this process: 0 now; UINT64_MAX
  * never. */
 uint64_t remus_backup_net_alone_s(remus_backup *b);

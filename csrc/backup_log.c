@@ -616,6 +616,9 @@ int remus_backup_commit_record(remus_backup *b, uint64_t epoch,
                                int from_primary)
 {
     int err = 0;
+    if (b->look)
+        return remus_fail(-EROFS, "backup of %s: was opened to look at only",
+                          b->resource);
     pthread_mutex_lock(&b->lock);
     if (!from_primary || primary_may_commit(b, epoch))
         err = commit_locked(b, epoch);

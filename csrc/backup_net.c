@@ -669,9 +669,11 @@ static struct remus_backup_net *new_net(remus_backup *b, uint32_t loss_ms)
 int remus_backup_serve(remus_backup *b, const char *address, int tls_off,
                        uint32_t loss_ms)
 {
-    if (b->net)
-        return remus_fail(-EALREADY, "backup of %s: serves already",
-                          b->resource);
+    if (b->net || b->look)
+        return remus_fail(b->look ? -EROFS : -EALREADY,
+                          "backup of %s: %s", b->resource,
+                          b->look ? "was opened to look at only"
+                                  : "serves already");
     struct remus_backup_net *net = new_net(b, loss_ms);
     if (!net)
         return remus_fail(-ENOMEM, "backup of %s: out of memory",
@@ -730,13 +732,13 @@ int remus_backup_net_live(remus_backup *b)
     return live;
 }
 
-int remus_backup_net_ask(remus_backup *b, int keep)
+int remus_backup_net_ask(remus_backup *b, int flags)
 {
     struct remus_backup_net *net = b->net;
     if (!net)
         return 0;
     struct remus_record ask = {.type = REMUS_REC_GIVE_WAY,
-                               .flags = (uint8_t)(keep ? 1 : 0)};
+                               .flags = (uint8_t)flags};
     pthread_mutex_lock(&net->lock);
     net->answer = 0;
     int go = net->connected;

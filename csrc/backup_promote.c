@@ -258,14 +258,14 @@ static void look_back(remus_backup *b)
     pthread_mutex_unlock(&b->lock);
 }
 
-int remus_backup_ask(remus_backup *b, int keep)
+int remus_backup_ask(remus_backup *b, int flags)
 {
     pthread_mutex_lock(&b->lock);
     int given = b->given || remus_super_promoted(&b->super);
     pthread_mutex_unlock(&b->lock);
     if (given)
         return 1;
-    int rc = remus_backup_net_ask(b, keep);
+    int rc = remus_backup_net_ask(b, flags);
     if (rc < 0)
         return remus_fail_in(rc, "backup of %s", b->resource);
     pthread_mutex_lock(&b->lock);
@@ -280,6 +280,9 @@ int remus_backup_promote(remus_backup *b, int by, uint64_t epoch,
 {
     uint64_t m = 0;
     int err = 0;
+    if (b->look)
+        return remus_fail(-EROFS, "backup of %s: was opened to look at only",
+                          b->resource);
     look_back(b);
     /* What can't be promoted to must not cost a connection that works, or
      * stop a primary.  (Of one that has ended the last epoch may still be on
@@ -288,8 +291,8 @@ int remus_backup_promote(remus_backup *b, int by, uint64_t epoch,
         pthread_mutex_lock(&b->lock);
         err = find_target(b, by, epoch, tag, tag_len, &m);
         pthread_mutex_unlock(&b->lock);
-        int named = by != REMUS_PROMOTE_DEFAULT;
-        int rc = err || force ? 0 : remus_backup_ask(b, named);
+        int flags = by == REMUS_PROMOTE_DEFAULT ? 0 : REMUS_ASK_KEEP;
+        int rc = err || force ? 0 : remus_backup_ask(b, flags);
         if (rc < 0)
             return rc;
     }

@@ -300,6 +300,7 @@ int remus_primary_status(remus_primary *p, struct remus_status *s)
     s->queue_bytes = p->streaming ? remus_sendq_bytes(&p->queue) : 0;
     s->queue_limit = p->queue_limit;
     s->writers = p->writers;
+    s->turns = p->turns;
     s->asks_alone = p->ask_alone && !p->streaming && !p->alone && !p->fenced &&
                     !p->alone_granted;
     s->dirty_bytes = 0;

@@ -96,7 +96,7 @@ static int last_checkpoint(remus_primary *p, int keep, uint64_t *epoch)
     return err < 0 ? err : 0;
 }
 
-void remus_primary_answer_ask(remus_primary *p, int keep)
+void remus_primary_answer_ask(remus_primary *p, int flags)
 {
     char why[REMUS_REASON_MAX];
     uint64_t epoch = 0;
@@ -104,7 +104,7 @@ void remus_primary_answer_ask(remus_primary *p, int keep)
         reply_to_ask(p, 0, 0, why);
         return;
     }
-    int err = last_checkpoint(p, keep, &epoch);
+    int err = last_checkpoint(p, flags & REMUS_ASK_KEEP, &epoch);
     pthread_mutex_lock(&p->lock);
     if (err) {
         set_fenced(p, 0);
@@ -113,6 +113,7 @@ void remus_primary_answer_ask(remus_primary *p, int keep)
                  remus_last_error());
     } else {
         p->gave_way = 1;
+        p->turns = (flags & REMUS_ASK_TURN) != 0;
         remus_primary_set_state(p, REMUS_STATE_FENCED,
                                 "gave way to the backup, which asked: it is "
                                 "the one that writes from here on");

@@ -173,9 +173,10 @@ struct remus_primary {
     int taking;                   /* a new generation is being stored */
     int fenced;                   /* no write passes any more */
     unsigned int writers;         /* open files that may write */
-    int asked;                    /* 1: the backup asks us to give way; 2:
-                                     without a last checkpoint */
+    int asked;                    /* the backup asks us to give way: 1, and
+                                     REMUS_ASK_* shifted left by one */
     int gave_way;                 /* by our own word, not by a promote */
+    int turns;                    /* ... in order to be the backup next */
     int stopping;
     int state;                    /* enum remus_state */
     char reason[REMUS_REASON_MAX];
@@ -386,9 +387,9 @@ int remus_primary_take_generation(remus_primary *p);
 int remus_primary_take_over(remus_primary *p);
 
 /* primary_fence.c */
-/* The backup asks us to give way: answer it (engine thread).  keep: without
- * a last checkpoint. */
-void remus_primary_answer_ask(remus_primary *p, int keep);
+/* The backup asks us to give way: answer it (engine thread).  flags:
+ * REMUS_ASK_*. */
+void remus_primary_answer_ask(remus_primary *p, int flags);
 /* The backup was promoted, or both went on: what that means for us. */
 void remus_primary_failed_away(remus_primary *p,
                                const struct remus_hello_reply *reply);

@@ -129,7 +129,7 @@ static int handle(remus_primary *p, const struct remus_record *r,
         return 0;
     case REMUS_REC_GIVE_WAY:
         pthread_mutex_lock(&p->lock);
-        p->asked = r->flags == 1 ? 2 : 1;
+        p->asked = 1 | r->flags << 1;
         pthread_cond_signal(&p->engine_wake);
         pthread_mutex_unlock(&p->lock);
         return 0;

@@ -131,10 +131,10 @@ void remus_primary_attend(remus_primary *p)
     pthread_mutex_lock(&p->lock);
     while (p->stats.connected && !p->stopping) {
         if (p->asked) {
-            int keep = p->asked == 2;
+            int flags = p->asked >> 1;
             p->asked = 0;
             pthread_mutex_unlock(&p->lock);
-            remus_primary_answer_ask(p, keep);
+            remus_primary_answer_ask(p, flags);
             pthread_mutex_lock(&p->lock);
             continue;
         }

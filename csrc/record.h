@@ -64,8 +64,8 @@ enum remus_record_type {
     REMUS_REC_BYE = 12,        /* the sender ends on purpose */
     REMUS_REC_HASH = 13,       /* primary: hashes of the blocks of a range */
     REMUS_REC_HASH_REPLY = 14, /* backup: which of them differ here */
-    REMUS_REC_GIVE_WAY = 15,   /* backup: may I be promoted?  flags 1: to a
-                                  checkpoint that is there */
+    REMUS_REC_GIVE_WAY = 15,   /* backup: may I be promoted?  flags:
+                                  REMUS_ASK_* */
     REMUS_REC_GAVE_WAY = 16,   /* primary: flags 1: yes, fenced for good, and
                                   `epoch` is committed; 0: no; payload: why */
     REMUS_REC_TYPES            /* one more than the largest */

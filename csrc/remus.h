@@ -146,6 +146,7 @@ struct remus_status {
     int asks_alone;             /* primary: writes wait for
                                    remus_primary_go_alone() */
     unsigned int writers;       /* primary: files open for writing */
+    int turns;                  /* primary: gave way to become the backup */
 };
 
 /* A checkpoint that a backup can be promoted to. */
@@ -451,6 +452,8 @@ struct remus_backup_config {
     int discard_local;          /* 1: what this side wrote by itself, as a
                                    primary or promoted, is to be lost: it
                                    follows a primary of any branch again */
+    int look;                   /* 1: only status and checkpoints are wanted:
+                                   nothing is changed, no disk opened */
     uint32_t stale_ms;          /* a link lost longer ago: promote must name
                                    a checkpoint; 0: 60000; UINT32_MAX: never */
 };
@@ -488,15 +491,19 @@ enum remus_promote_by {
     REMUS_PROMOTE_TAG
 };
 
+#define REMUS_ASK_KEEP 1 /* a checkpoint that is there will be named: the
+                            primary shall not take a last one */
+#define REMUS_ASK_TURN 2 /* the primary shall become the backup: its status
+                            says `turns` then */
+
 /*
  * Ask the primary to give way, as remus_backup_promote() does; for who has
  * something to do between its answer and the promote (fence it, if there is
- * none).  `keep` 1: a checkpoint that is there will be named, so the primary
- * shall not take a last one.  Blocks until it answers or is lost.
+ * none).  `flags`: REMUS_ASK_*.  Blocks until it answers or is lost.
  * Returns 1: it gave way, fenced for good (or a promote was begun before);
  * 0: no primary is connected, or it fell silent.  Errors: -EBUSY it said no.
  */
-REMUS_API int remus_backup_ask(remus_backup *b, int keep);
+REMUS_API int remus_backup_ask(remus_backup *b, int flags);
 
 /*
  * Fail over: make the volumes exactly what the primary's were at one

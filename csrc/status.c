@@ -163,6 +163,7 @@ int remus_status_format(const struct remus_status *s, int json, char *buf,
     put_number(&o, "dirty_bytes", s->dirty_bytes);
     put_number(&o, "asks_alone", (uint64_t)s->asks_alone);
     put_number(&o, "writers", s->writers);
+    put_number(&o, "turns", (uint64_t)s->turns);
     if (json)
         put(&o, "\n}\n");
     if (o.used >= cap)

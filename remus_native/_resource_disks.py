@@ -59,10 +59,9 @@ class _Place:
 def _places(resource: ResourceFile, sides: Sequence[Side]) -> Iterator[_Place]:
     for side in sides:
         yield _Place(f"{side}.state", resource.state(side), "state", side)
-        if side == "primary":
-            yield _Place("primary.mount", resource.primary.mount, "mount", side)
-        else:
-            yield _Place("backup.journal", resource.backup.journal, "journal", side)
+        own = resource.primary if side == "primary" else resource.backup
+        yield _Place(f"{side}.mount", own.mount, "mount", side)
+        yield _Place(f"{side}.journal", own.journal, "journal", side)
     if resource.address.startswith("unix:"):
         yield _Place("address", resource.address[5:], "socket", None)
     for i, volume in enumerate(resource.volumes):

@@ -41,18 +41,20 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "": (
         "name",
         "address",
+        "address_swapped",
         "tls",
         "ack",
         "commit_by",
         "same_host",
         "allow_inconsistent",
+        "fence",
         "primary",
         "backup",
         "limits",
         "volume",
     ),
-    "primary": ("state", "mount"),
-    "backup": ("state", "journal"),
+    "primary": ("state", "mount", "journal"),
+    "backup": ("state", "journal", "mount"),
     "limits": (
         "journal",
         "segment",
@@ -63,6 +65,8 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "idle_interval",
         "session_grace",
         "resync_rate",
+        "stale_after",
+        "fence_timeout",
     ),
     "volume": ("name", "size", "primary", "backup", "owner", "group", "mode"),
 }
@@ -257,6 +261,23 @@ def choice(*choices: str) -> Callable[[Any], Any]:
         return value
 
     return convert
+
+
+def a_fence(value: object) -> tuple[str, ...]:
+    """A command with its arguments; () for "none"."""
+    if value == "none":
+        return ()
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(word, str) and "\0" not in word for word in value)
+        and os.path.isabs(value[0])
+    ):
+        return tuple(value)
+    raise Bad(
+        'a list of texts that begins with an absolute path, or "none"',
+        'write fence = ["/usr/local/sbin/fence-other-host", "guest0"]',
+    )
 
 
 def a_flag(value: Any) -> bool:

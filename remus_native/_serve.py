@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ._binding import lib
+from ._fence import FenceWatch, run_fence
 from ._progress import LiveLine, bytes_text, quoted, with_progress
 from ._statistics import FILES
 from .control import ControlServer
@@ -83,7 +84,9 @@ def notify_systemd(text: str) -> None:
 # ---- backup ------------------------------------------------------------------
 
 
-def backup_of(resource: ResourceFile) -> Backup:
+def backup_of(
+    resource: ResourceFile, *, look: bool = False, discard_local: bool = False
+) -> Backup:
     """Open the backup side that the file describes."""
     return Backup(
         resource.name,
@@ -94,6 +97,9 @@ def backup_of(resource: ResourceFile) -> Backup:
         commit_by=resource.commit_by,
         journal_bytes=resource.limits.journal,
         segment_bytes=resource.limits.segment,
+        stale_ms=resource.limits.stale_ms,
+        discard_local=discard_local,
+        look=look,
     )
 
 
@@ -107,12 +113,37 @@ def _tag_text(tag: bytes) -> str | None:
 
 
 def promote_and_tell(
+    resource: ResourceFile,
     backup: Backup,
     checkpoint: int | None = None,
     tag: str | None = None,
     force: bool = False,
+    fenced: bool = False,
+    turn: bool = False,
 ) -> dict[str, Any]:
-    """Promote; which checkpoint it was, its tag, and how long it took."""
+    """Promote; which checkpoint it was, its tag, and how long it took.
+
+    Without the primary's word the fence command must succeed first;
+    ``fenced``: the caller has seen to it.  ``turn``: only with its word.
+    """
+    named = checkpoint is not None or tag is not None
+    given = False
+    if turn or not force:
+        if named:
+            _check_name(backup, checkpoint, tag)
+        given = backup.ask(keep=named, turn=turn)
+    if turn and not given:
+        raise StateError(
+            f"backup of {resource.name}: no primary is connected that could give "
+            "way: roles are swapped only between two sides that are up; to fail "
+            "over, promote",
+            errno=errno.ENOTCONN,
+        )
+    if not given and not fenced and backup.status().state is not State.PROMOTED:
+        facts = {"side": "backup", "why": "the primary did not give its word"}
+        if named:
+            facts["checkpoint"] = str(checkpoint if tag is None else tag)
+        run_fence(resource, "promote", facts)
     tags = {cp.epoch: cp.tag for cp in backup.checkpoints()}
     start = time.monotonic()
     number = backup.promote(checkpoint, tag=tag, force=force)
@@ -125,15 +156,28 @@ def promote_and_tell(
     }
 
 
-def serve_backup(resource: ResourceFile, *, create: bool) -> int:
+def _check_name(backup: Backup, checkpoint: int | None, tag: str | None) -> None:
+    """A wrong name must not stop a primary: promote says what is wrong."""
+    known = backup.checkpoints()
+    if not any(
+        cp.epoch == checkpoint if tag is None else cp.tag == tag.encode()
+        for cp in known
+    ):
+        backup.promote(checkpoint, tag=tag, force=False)
+
+
+def serve_backup(
+    resource: ResourceFile, *, create: bool, discard_local: bool = False
+) -> int:
     """Be the backup of ``resource`` until a signal; the exit code."""
+    turned = False
     with stop_signals() as signals, contextlib.ExitStack() as stack:
         _make_directories(
             resource, private=[resource.backup.state, resource.backup.journal]
         )
         resource.check("backup", create=create)
         backup = with_progress(
-            lambda: backup_of(resource),
+            lambda: backup_of(resource, discard_local=discard_local),
             lambda: (
                 f"opening the backup of {resource.name}: making or reading the "
                 f"journal ({bytes_text(resource.limits.journal)})"
@@ -143,7 +187,12 @@ def serve_backup(resource: ResourceFile, *, create: bool) -> int:
         watch = _Watch(resource, backup.status, signals)
 
         def promote(**names: Any) -> dict[str, Any]:
-            return promote_and_tell(backup, **names)
+            nonlocal turned
+            result = promote_and_tell(resource, backup, **names)
+            if names.get("turn"):
+                turned = True
+                watch.stop()
+            return result
 
         def commit(epoch: int) -> dict[str, Any]:
             backup.commit(epoch)
@@ -167,7 +216,11 @@ def serve_backup(resource: ResourceFile, *, create: bool) -> int:
         )
         _ready("backup", resource)
         watch.run(server)
-        notify_systemd("STOPPING=1")
+        if not turned:
+            notify_systemd("STOPPING=1")
+    if turned:
+        say(f"{resource.name}: roles are swapped: this side is the primary now")
+        return serve_primary(resource.swapped())
     return 0
 
 
@@ -209,21 +262,42 @@ def serve_primary(resource: ResourceFile) -> int:
             grace_ms=limits.grace_ms,
             resync_rate=limits.resync_rate,
             allow_inconsistent=resource.allow_inconsistent,
+            ask_alone=bool(resource.fence),
         )
         stack.callback(_close, primary, f"stopping the primary of {resource.name}")
         export = Export(primary, resource.primary.mount, nodes=nodes)
         stack.callback(export.close)
         watch = _Watch(resource, primary.status, signals)
+        fence = FenceWatch(resource, primary)
+
+        def resume() -> dict[str, Any]:
+            primary.go_alone()
+            return {}
+
+        def alive() -> bool:
+            status = primary.status()
+            for line in fence.look(status.asks_alone, status.reason):
+                say(line)
+            return export.alive and not status.turns
+
         server = stack.enter_context(
             ControlServer(
                 resource.primary.state,
-                quick={"status": lambda: dataclasses.asdict(primary.status())},
+                quick={
+                    "status": lambda: dataclasses.asdict(primary.status()),
+                    "resume": resume,
+                },
                 deferred={"stop": watch.stop},
             )
         )
         _ready("primary", resource)
-        mounted = watch.run(server, alive=lambda: export.alive)
-        notify_systemd("STOPPING=1")
+        mounted = watch.run(server, alive=alive)
+        turns = primary.status().turns
+        if not turns:
+            notify_systemd("STOPPING=1")
+    if turns:
+        say(f"{resource.name}: roles are swapped: this side is the backup now")
+        return serve_backup(resource.swapped(), create=False)
     if not mounted:
         say(
             f"{resource.primary.mount} was unmounted by somebody else: "

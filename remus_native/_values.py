@@ -104,6 +104,7 @@ class Status:
     dirty_bytes: int
     asks_alone: bool
     writers: int
+    turns: bool
 
     def __str__(self) -> str:
         return f"{self.role} of {self.resource}: {self.state}: {self.reason}"
@@ -125,7 +126,7 @@ _STATUS_NUMBERS = [
     for f in fields(Status)
     if f.name
     not in ("role", "state", "reason", "resource", "generation", "connected",
-            "ioctl_driven", "asks_alone")
+            "ioctl_driven", "asks_alone", "turns")
 ]  # fmt: skip
 
 
@@ -137,6 +138,7 @@ def status_from(raw: Any) -> Status:
         connected=bool(raw.connected),
         ioctl_driven=bool(raw.ioctl_driven),
         asks_alone=bool(raw.asks_alone),
+        turns=bool(raw.turns),
         resource=text(raw.resource),
         generation=text(raw.generation),
         **{name: getattr(raw, name) for name in _STATUS_NUMBERS},
@@ -156,9 +158,7 @@ def encode_tag(tag: Tag | None) -> bytes:
         )
     raw = tag if isinstance(tag, bytes) else str(tag).encode()
     if len(raw) > lib.REMUS_TAG_MAX:
-        raise ConfigError(
-            f"tag {tag!r}: {len(raw)} bytes, at most {lib.REMUS_TAG_MAX}"
-        )
+        raise ConfigError(f"tag {tag!r}: {len(raw)} bytes, at most {lib.REMUS_TAG_MAX}")
     return raw
 
 

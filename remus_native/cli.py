@@ -99,20 +99,29 @@ def _code_of(error: Exception) -> int:
     return FAILED
 
 
+def _load(arguments: argparse.Namespace) -> ResourceFile:
+    resource = load(arguments.file)
+    return resource.swapped() if arguments.swapped else resource
+
+
 # ---- backup, primary, run, demo ----------------------------------------------------
 
 
 def _backup(arguments: argparse.Namespace) -> int:
-    return _serve.serve_backup(load(arguments.file), create=arguments.create)
+    return _serve.serve_backup(
+        _load(arguments),
+        create=arguments.create,
+        discard_local=arguments.discard_local,
+    )
 
 
 def _primary(arguments: argparse.Namespace) -> int:
-    return _serve.serve_primary(load(arguments.file))
+    return _serve.serve_primary(_load(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
     return run.run(
-        load(arguments.file),
+        _load(arguments),
         interval_s=arguments.interval,
         timeout_s=arguments.timeout,
         qmp=arguments.qmp,
@@ -131,7 +140,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    resource = load(arguments.file)
+    resource = _load(arguments)
     sides: list[Side] = [arguments.side] if arguments.side else ["primary", "backup"]
     answers: dict[Side, dict[str, Any] | None] = {}
     silent: dict[Side, str] = {}
@@ -178,7 +187,7 @@ def _status_of(resource: ResourceFile, side: Side) -> dict[str, Any] | None:
         if side == "primary" or not has_state(resource, "backup"):
             return None
         running = False
-        with _open_backup(resource) as backup:
+        with _open_backup(resource, look=True) as backup:
             answer = dataclasses.asdict(backup.status())
             answer["checkpoints"] = [
                 _serve.checkpoint_object(cp) for cp in backup.checkpoints()
@@ -245,7 +254,7 @@ def _checkpoints_text(checkpoints: list[dict[str, Any]]) -> str:
 
 
 @contextlib.contextmanager
-def _open_backup(resource: ResourceFile) -> Iterator[Backup]:
+def _open_backup(resource: ResourceFile, *, look: bool = False) -> Iterator[Backup]:
     """The backup of a process that does not run; never makes a new one."""
     if not has_state(resource, "backup"):
         raise NotRunning(
@@ -254,7 +263,7 @@ def _open_backup(resource: ResourceFile) -> Iterator[Backup]:
             "backup's host?"
         )
     backup = with_progress(
-        lambda: _serve.backup_of(resource),
+        lambda: _serve.backup_of(resource, look=look),
         lambda: f"reading the journal of {resource.name}",
     )
     with backup:
@@ -262,11 +271,12 @@ def _open_backup(resource: ResourceFile) -> Iterator[Backup]:
 
 
 def _promote(arguments: argparse.Namespace) -> int:
-    resource = load(arguments.file)
+    resource = _load(arguments)
     names = {
         "checkpoint": arguments.checkpoint,
         "tag": arguments.tag,
         "force": arguments.force,
+        "fenced": arguments.fenced,
     }
 
     def through_process() -> dict[str, Any]:
@@ -286,7 +296,7 @@ def _promote(arguments: argparse.Namespace) -> int:
     else:
         with _open_backup(resource) as backup:
             result = with_progress(
-                lambda: _serve.promote_and_tell(backup, **names),
+                lambda: _serve.promote_and_tell(resource, backup, **names),
                 lambda: _promote_progress(
                     resource, lambda: dataclasses.asdict(backup.status())
                 ),
@@ -321,8 +331,31 @@ def _promote_progress(resource: ResourceFile, ask: Callable[[], dict[str, Any]])
     )
 
 
+def _swap(arguments: argparse.Namespace) -> int:
+    resource = _load(arguments)
+    resource.swapped()  # a file that can't be swapped says so before anything
+    result = with_progress(
+        lambda: control.call(
+            resource.backup.state, "promote", timeout_s=None, turn=True
+        ),
+        lambda: f"swapping the roles of {resource.name}",
+    )
+    print(
+        f"{resource.name} swapped at checkpoint {result['checkpoint']}: this host is "
+        "the primary now, the other one the backup (use --swapped)"
+    )
+    return OK
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    resource = _load(arguments)
+    control.call(resource.primary.state, "resume", timeout_s=60.0)
+    print(f"{resource.name}: the guest goes on without its backup")
+    return OK
+
+
 def _commit(arguments: argparse.Namespace) -> int:
-    resource = load(arguments.file)
+    resource = _load(arguments)
     try:
         control.call(
             resource.backup.state, "commit", timeout_s=60.0, epoch=arguments.number
@@ -377,6 +410,8 @@ def _parser() -> argparse.ArgumentParser:
         _add_status,
         _add_promote,
         _add_commit,
+        _add_swap,
+        _add_resume,
         _add_demo,
     ):
         add(commands)
@@ -403,6 +438,11 @@ def _add(
     parser.set_defaults(command=command)
     if file:
         parser.add_argument("file", metavar="FILE", help="the resource file (TOML)")
+        parser.add_argument(
+            "--swapped",
+            action="store_true",
+            help="the two sides of the file have exchanged their roles",
+        )
     return parser
 
 
@@ -422,6 +462,11 @@ def _add_backup(commands: Any) -> None:
         action="store_true",
         help="at the first start, create images that are missing, as sparse files "
         "of the size that FILE gives; what is there is never touched",
+    )
+    parser.add_argument(
+        "--discard-local",
+        action="store_true",
+        help="in a split brain: lose what this side wrote by itself",
     )
 
 
@@ -505,9 +550,40 @@ def _add_promote(commands: Any) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="also while the primary is connected; its guest must be dead",
+        help="cut a connected primary off instead of asking it to give way: what "
+        "it writes from then on is lost, or split brain if it goes on",
+    )
+    parser.add_argument(
+        "--fenced",
+        action="store_true",
+        help="the primary is known to be dead: do not run the fence command",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
+
+
+def _add_swap(commands: Any) -> None:
+    _add(
+        commands,
+        "swap",
+        _swap,
+        "exchange the roles of the two sides, with nothing lost",
+        "On the backup's host. The primary gives way with a last checkpoint (no file\n"
+        "of its volumes may be open for writing), the backup is promoted to it, and\n"
+        "both processes go on in the other role.",
+        "remus-native swap guest0.toml",
+    )
+
+
+def _add_resume(commands: Any) -> None:
+    _add(
+        commands,
+        "resume",
+        _resume,
+        "let the guest go on without its backup",
+        "On the primary's host. An operator's word in place of the fence command's:\n"
+        "the backup is not, and will not be, promoted.",
+        "remus-native resume guest0.toml",
+    )
 
 
 def _add_commit(commands: Any) -> None:

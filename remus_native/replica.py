@@ -375,7 +375,8 @@ class Backup(Handle):
     of its generation may overwrite them; both sides then find out what
     differs.  ``discard_local``: also if this side went on by itself (split
     brain); what it wrote is lost then.  ``stale_ms``: if no primary was heard
-    of for so long, `promote` wants its checkpoint named.
+    of for so long, `promote` wants its checkpoint named.  ``look``: only
+    `status` and `checkpoints` are wanted: nothing is changed, no disk opened.
     """
 
     def __init__(
@@ -391,6 +392,7 @@ class Backup(Handle):
         segment_bytes: int = 0,
         discard_local: bool = False,
         stale_ms: int = 0,
+        look: bool = False,
     ) -> None:
         super().__init__()
         self._what = f"backup of {resource}"
@@ -401,6 +403,7 @@ class Backup(Handle):
         raw.journal_bytes = number("journal_bytes", journal_bytes, 1 << 62)
         raw.segment_bytes = number("segment_bytes", segment_bytes, 1 << 62)
         raw.discard_local = int(discard_local)
+        raw.look = int(look)
         raw.stale_ms = number("stale_ms", stale_ms, (1 << 32) - 1)
         out = ffi.new("remus_backup **")
         rc = lib.remus_backup_open(raw, out)
@@ -430,17 +433,20 @@ class Backup(Handle):
             if rc < 0:
                 raise_for(rc, phase="commit", epoch=epoch, invalid=StateError)
 
-    def ask(self, *, keep: bool = False) -> bool:
+    def ask(self, *, keep: bool = False, turn: bool = False) -> bool:
         """Ask the primary to give way, as `promote` does by itself.
 
         For who has something to do between the answer and the promote.  True:
         it did, fenced for good; False: none is connected, or it fell silent.
         ``keep``: a checkpoint that is there will be named, so the primary
-        takes no last one.  Blocks until it answers or is lost.  Raises
+        takes no last one.  ``turn``: its status shall say ``turns``, for it is
+        to be the backup next.  Blocks until it answers or is lost.  Raises
         `StateError` (EBUSY): it does not, and why.
         """
         with self._call() as raw:
-            rc = lib.remus_backup_ask(raw, int(keep))
+            flags = lib.REMUS_ASK_KEEP if keep else 0
+            flags |= lib.REMUS_ASK_TURN if turn else 0
+            rc = lib.remus_backup_ask(raw, flags)
             if rc < 0:
                 raise_for(rc, invalid=StateError)
         return bool(rc)

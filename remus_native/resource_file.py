@@ -19,6 +19,7 @@ docs/resource-file.md describes every key; docs/example.toml shows them all.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ from ._resource_values import (
     Side,
     Table,
     a_duration,
+    a_fence,
     a_flag,
     a_loss,
     a_mode,
@@ -103,6 +105,7 @@ class PrimarySide:
 
     state: str
     mount: str
+    journal: str = ""  # where it is the backup
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class BackupSide:
 
     state: str
     journal: str
+    mount: str = ""  # where it is the primary
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ class Limits:
     idle_ms: int = 1000
     grace_ms: int = 60_000
     resync_rate: int = 0  # bytes a second; 0: no limit
+    stale_ms: int = 60_000
+    fence_ms: int = 30_000
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,39 @@ class ResourceFile:
     backup: BackupSide
     limits: Limits
     volumes: tuple[VolumeEntry, ...]
+    address_swapped: str | None = None
+    fence: tuple[str, ...] | None = None  # (): none, in so many words
+    is_swapped: bool = False
+
+    def swapped(self) -> ResourceFile:
+        """The same resource after the two sides exchanged their roles."""
+        address = self.address_swapped
+        if address is None:
+            if not self.address.startswith("unix:"):
+                raise ResourceFileError(
+                    [
+                        f"{self.file}: address_swapped: expected the address where "
+                        "the primary's host listens once it is the backup, got "
+                        'nothing; fix: add address_swapped = "tcp:HOST:PORT"'
+                    ]
+                )
+            address = self.address
+        return dataclasses.replace(
+            self,
+            address=address,
+            address_swapped=self.address,
+            primary=PrimarySide(
+                self.backup.state, self.backup.mount, self.backup.journal
+            ),
+            backup=BackupSide(
+                self.primary.state, self.primary.journal, self.primary.mount
+            ),
+            volumes=tuple(
+                dataclasses.replace(v, primary=v.backup, backup=v.primary)
+                for v in self.volumes
+            ),
+            is_swapped=not self.is_swapped,
+        )
 
     def state(self, side: Side) -> str:
         """The state directory of ``side``."""
@@ -222,13 +261,16 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
     top = Table(values, "", "", problems)
     name = top.take("name", a_name)
     address = top.take("address", an_address)
+    address_swapped = top.take("address_swapped", an_address, None)
     tls = top.take("tls", a_tls, None)
-    if address is not None and address.startswith("tcp:"):
-        _check_tcp(address, "tls" in values, problems)
+    for key, place in (("address", address), ("address_swapped", address_swapped)):
+        if place is not None and place.startswith("tcp:"):
+            _check_tcp(key, place, "tls" in values, problems)
     ack = top.take("ack", choice("durable", "memory"), "durable")
     commit_by = top.take("commit_by", choice("primary", "backup"), "primary")
     same_host = top.take("same_host", a_flag, True)
     allow_inconsistent = top.take("allow_inconsistent", a_flag, False)
+    fence = top.take("fence", a_fence, None)
     primary = _read_primary(top.table("primary"))
     backup = _read_backup(top.table("backup"))
     limits = _read_limits(top.table("limits"))
@@ -248,14 +290,16 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
         backup=backup,
         limits=limits,
         volumes=tuple(volumes),
+        address_swapped=address_swapped,
+        fence=fence,
     )
 
 
-def _check_tcp(address: str, tls_is_said: bool, problems: Problems) -> None:
+def _check_tcp(key: str, address: str, tls_is_said: bool, problems: Problems) -> None:
     """TCP only on the loopback, and only where the file says so."""
     if not is_loopback(address):
         problems.add(
-            "address",
+            key,
             "a unix: address, because this version has no TLS",
             show(address),
             "use a Unix socket and carry it over ssh "
@@ -263,7 +307,7 @@ def _check_tcp(address: str, tls_is_said: bool, problems: Problems) -> None:
         )
     elif not tls_is_said:
         problems.add(
-            "address",
+            key,
             'a unix: address, or tls = "off" beside it',
             f"{show(address)} without proof of who is there",
             'use a Unix socket, or say tls = "off": this version has no TLS',
@@ -272,12 +316,20 @@ def _check_tcp(address: str, tls_is_said: bool, problems: Problems) -> None:
 
 def _read_primary(table: Table) -> PrimarySide:
     state = table.take("state", a_path)
-    return PrimarySide(state, table.take("mount", a_path, f"{state}/mount"))
+    return PrimarySide(
+        state,
+        table.take("mount", a_path, f"{state}/mount"),
+        table.take("journal", a_path, f"{state}/journal"),
+    )
 
 
 def _read_backup(table: Table) -> BackupSide:
     state = table.take("state", a_path)
-    return BackupSide(state, table.take("journal", a_path, f"{state}/journal"))
+    return BackupSide(
+        state,
+        table.take("journal", a_path, f"{state}/journal"),
+        table.take("mount", a_path, f"{state}/mount"),
+    )
 
 
 def _read_limits(table: Table) -> Limits:
@@ -292,6 +344,8 @@ def _read_limits(table: Table) -> Limits:
         idle_ms=table.take("idle_interval", a_duration, usual.idle_ms),
         grace_ms=table.take("session_grace", a_duration, usual.grace_ms),
         resync_rate=table.take("resync_rate", a_size, usual.resync_rate),
+        stale_ms=table.take("stale_after", a_duration, usual.stale_ms),
+        fence_ms=table.take("fence_timeout", a_duration, usual.fence_ms),
     )
     if not table.problems.lines:
         low, high = (n * limits.segment for n in SEGMENTS)

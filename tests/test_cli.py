@@ -43,7 +43,9 @@ from remus_native.cli import main
 from remus_native.control import ControlServer, NotRunning, call, is_running
 from remus_native.resource_file import load
 
-COMMANDS = ("backup", "primary", "run", "status", "promote", "commit", "demo")
+COMMANDS = (
+    "backup", "primary", "run", "status", "promote", "commit", "swap", "resume", "demo",
+)  # fmt: skip
 DEADLINE_S = 60.0
 MIB = 1 << 20
 
@@ -550,7 +552,7 @@ def test_commit_and_promote_through_the_process(
     assert f"{first} (tag first) committed, {second} (tag second)" in shown
 
     assert main(["promote", str(host.file)]) == 1
-    assert "the primary is connected" in capsys.readouterr().err
+    assert "the primary is alive" in capsys.readouterr().err
     primary.close()
     wait_for(
         "loss",

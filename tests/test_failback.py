@@ -47,7 +47,11 @@ class Hosts:
         }
 
     def backup(self, host: str, *, serve: bool = True, **options) -> Backup:
-        backup = Backup("guest0", **self.common(host), **{**SMALL, "journal_bytes": 4 * MIB, **options})
+        backup = Backup(
+            "guest0",
+            **self.common(host),
+            **{**SMALL, "journal_bytes": 4 * MIB, **options},
+        )
         self.opened.append(backup)
         if serve:
             backup.serve(f"unix:{self.folder}/{host}.sock", loss_ms=1000)
@@ -95,7 +99,7 @@ def promoted_b(hosts: Hosts) -> tuple[Primary, Backup, int]:
     return a, b, m
 
 
-# ---- fail-back --------------------------------------------------------------------
+# ---- fail-back ---------------------------------------------------------------
 
 
 def test_the_old_primary_comes_back_as_the_backup(hosts):
@@ -200,7 +204,7 @@ def test_a_fenced_primary_stays_fenced(hosts):
     assert caught.value.errno == errno.EROFS
 
 
-# ---- split brain -------------------------------------------------------------------
+# ---- split brain -------------------------------------------------------------
 
 
 def split(hosts: Hosts) -> tuple[Primary, Backup]:
@@ -329,7 +333,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     until(lambda: a.status().state is State.SPLIT_BRAIN)
 
 
-# ---- going on alone, with leave ------------------------------------------------------
+# ---- going on alone, with leave ----------------------------------------------
 
 
 def test_writes_wait_for_leave_to_go_on_alone(hosts):
@@ -403,7 +407,7 @@ def test_close_ends_the_wait_with_an_error(hosts):
     assert errors == [errno.EIO]
 
 
-# ---- promote with a primary that lives --------------------------------------------------
+# ---- promote with a primary that lives ---------------------------------------
 
 
 def test_an_idle_primary_gives_way_with_all_that_it_has(hosts):
@@ -497,7 +501,7 @@ time.sleep(600)
         process.wait()
 
 
-# ---- old news ---------------------------------------------------------------------------
+# ---- old news ----------------------------------------------------------------
 
 
 def test_a_link_lost_long_ago_wants_a_number(hosts):
@@ -526,5 +530,3 @@ def test_while_connected_it_is_never_stale(hosts):
     a.session_end()
     time.sleep(2.1)
     b.promote()
-
-

@@ -198,10 +198,10 @@ def test_no_durations(value: object) -> None:
         (
             {"primary": "jurnal = '/j'"},
             "primary.jurnal",
-            "journal belongs into [backup] or",
+            "did you mean journal",
         ),
         ({"backup": "journal = 3"}, "backup.journal", "an absolute path, got 3"),
-        ({"backup": "mount = '/m'"}, "backup.mount", "mount belongs into [primary]"),
+        ({"backup": "mout = '/m'"}, "backup.mout", "did you mean mount"),
         ({"limits": "loss = 3"}, "limits.loss", '"200ms" or "3s", got 3'),
         ({"limits": "loss = '300ms'"}, "limits.loss", "at least 1000 ms"),
         ({"limits": "queue = '8GiB'"}, "limits.queue", "4194304 to 1073741824"),
