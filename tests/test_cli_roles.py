@@ -25,7 +25,8 @@ def with_fence(host: Host, script: str, timeout: str = "10s") -> Path:
     command, notes = host.folder / "fence", host.folder / "notes"
     command.write_text(f'#!/bin/sh\nenv | grep ^REMUS_ >> "{notes}"\n{script}\n')
     command.chmod(0o755)
-    text = host.file.read_text().replace("[primary]", f'fence = ["{command}"]\n[primary]')
+    fence = f'fence = ["{command}"]\n[primary]'
+    text = host.file.read_text().replace("[primary]", fence)
     text = text.replace("[limits]", f'[limits]\nfence_timeout = "{timeout}"')
     host.file.write_text(text)
     return notes
@@ -241,7 +242,7 @@ def test_status_of_a_stopped_backup_changes_nothing(host: Host) -> None:
     backup = a_lost_primary(host)
     backup.terminate()
     assert backup.wait(DEADLINE_S) == 0
-    files = sorted((host.folder / "b").rglob("*")) + [host.folder / "b0"]
+    files = [*sorted((host.folder / "b").rglob("*")), host.folder / "b0"]
 
     def picture() -> list[tuple[str, int, bytes]]:
         return [
@@ -277,7 +278,8 @@ def test_status_does_not_take_a_side_over(host: Host) -> None:
 
 def test_a_tcp_address_needs_a_second_one_to_be_swapped(host: Host) -> None:
     text = host.file.read_text().replace(
-        f'address = "unix:{host.folder}/sock"', 'address = "tcp:127.0.0.1:7799"\ntls = "off"'
+        f'address = "unix:{host.folder}/sock"',
+        'address = "tcp:127.0.0.1:7799"\ntls = "off"',
     )
     host.file.write_text(text)
     with pytest.raises(ResourceFileError, match="address_swapped"):
