@@ -5,7 +5,8 @@
  *   backup.c        open, recover, status, close
  *   backup_log.c    receive: records, barriers, commits into the journal
  *   backup_apply.c  apply, checkpoint, promote: out of the journal
- *   backup_net.c    the threads and the socket
+ *   backup_net.c    the threads and the connection
+ *   lobby.c         who wants to connect, until it has proven itself
  *   backup_test.c   the same, driven record by record (tests)
  *
  * Locks, in the order in which they may be taken:
@@ -118,6 +119,7 @@ struct remus_backup {
     char *state_dir;          /* constant */
     char *super_path;         /* constant */
     int ack, commit_by;       /* constant */
+    char *psk_file, *psk_identity; /* constant; NULL: none given */
     unsigned int disk_count;  /* constant */
     struct remus_disk *disks; /* constant array */
     int lock_file, super_file; /* constant */

@@ -97,6 +97,7 @@ struct remus_primary {
     unsigned int volume_count;    /* constant */
     struct remus_pvolume *volumes; /* constant array */
     int lock_file;                /* constant */
+    struct remus_tls_keys *keys;  /* constant; NULL: no TLS */
     unsigned char generation[REMUS_ID_BYTES]; /* constant */
     struct remus_sendq queue;
     int wake;                     /* constant: eventfd, set to stop */
@@ -114,8 +115,9 @@ struct remus_primary {
     int stopping;
     int state;                    /* enum remus_state */
     char reason[REMUS_REASON_MAX];
-    int fd;                       /* socket, -1 none; closed by the engine
-                                     only, with rx_lock and send_lock held */
+    int fd;                       /* conn.fd while the link is up, else -1;
+                                     closed by the engine only, with rx_lock
+                                     and send_lock held */
     int streaming;                /* writes go into the queue */
     int journaled;                /* ... as counted records (else DIRECT) */
     uint64_t session;
@@ -143,6 +145,10 @@ struct remus_primary {
     uint64_t node_barrier;        /* newest barrier of the ioctl session; 0 */
     int node_empty;               /* was its epoch empty */
     struct remus_status stats;    /* the counters in it */
+
+    /* The engine's until it sets fd; then its sending side is send_lock's,
+     * its receiving side rx_lock's. */
+    struct remus_conn conn;
 
     _Atomic int room_wanted;      /* parked_room != 0, read by the sender */
 

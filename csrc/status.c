@@ -155,6 +155,8 @@ int remus_status_format(const struct remus_status *s, int json, char *buf,
     put_number(&o, "resync_done", s->resync_done);
     put_number(&o, "resync_total", s->resync_total);
     put_number(&o, "link_changed_ns", s->link_changed_ns);
+    put_number(&o, "refused", s->refused);
+    put_string(&o, "security", s->security);
     if (json)
         put(&o, "\n}\n");
     if (o.used >= cap)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ._binding import ffi, lib, milliseconds
+from ._binding import ffi, lib, milliseconds, text
 from ._values import (
     ACKS,
     COMMIT_BY,
@@ -24,6 +24,7 @@ from ._values import (
     Checkpoint,
     CommitBy,
     Node,
+    Refusal,
     State,
     Status,
     Tag,
@@ -50,6 +51,7 @@ __all__ = [
     "Export",
     "Node",
     "Primary",
+    "Refusal",
     "ReplicaResource",
     "State",
     "Status",
@@ -136,6 +138,14 @@ class _Config:
         self.raw.ack = choice("ack", ack, ACKS)
         self.raw.commit_by = choice("commit_by", commit_by, COMMIT_BY)
 
+    def psk(
+        self, psk_file: str | os.PathLike[str] | None, psk_identity: str | None
+    ) -> None:
+        if psk_file is not None:
+            self.raw.psk_file = self.string("psk_file", os.fspath(psk_file))
+        if psk_identity is not None:
+            self.raw.psk_identity = self.string("psk_identity", psk_identity)
+
     def string(self, name: str, value: str) -> Any:
         if not isinstance(value, str) or "\0" in value:
             raise ConfigError(f"{name}: {value!r} is not a usable text")
@@ -152,7 +162,9 @@ class Primary(_Handle):
     its own (`wait_protected`).  Reads and writes work from the start, from
     any number of threads.
 
-    ``address``: "unix:/path" or, with ``tls="off"``, "tcp:127.0.0.1:PORT".
+    ``address``: "unix:/path" or "tcp:HOST:PORT"; TCP needs ``psk_file``, a
+    key file that psktool wrote (TLS 1.3), or ``tls="off"`` in so many words.
+    ``psk_identity``: whose key of it; None: the resource's name.
     ``max_pause_ms``: the send queue holds at most what the link carries in
     this time.  ``loss_ms``: silence that means the backup is lost.
     ``stall_ms``: a write that waited so long for room ends replication.
@@ -176,13 +188,16 @@ class Primary(_Handle):
         loss_ms: int = 0,
         stall_ms: int = 0,
         connect_ms: int = 0,
+        psk_file: str | os.PathLike[str] | None = None,
+        psk_identity: str | None = None,
     ) -> None:
         super().__init__()
         self._what = f"primary of {resource}"
         config = _Config("primary", resource, state_dir, volumes, ack, commit_by)
         raw = config.raw
         raw.address = config.string("address", address)
-        raw.tls_off = tls_off(tls)
+        raw.tls_off = tls_off(tls, psk_file)
+        config.psk(psk_file, psk_identity)
         for name, value in (
             ("queue_bytes", queue_bytes),
             ("max_pause_ms", max_pause_ms),
@@ -346,7 +361,8 @@ class Backup(_Handle):
     """The side that waits: journals every epoch, applies committed ones.
 
     Opening recovers what a crash left (blocks for disk I/O); `serve` then
-    takes a primary.  Raises `ConfigError`, or `StateError` (EBUSY: another
+    takes a primary, with ``psk_file`` only one that proves the key of
+    ``psk_identity`` (None: the resource's name) with TLS.  Raises `ConfigError`, or `StateError` (EBUSY: another
     process has the state directory; EBADMSG: it belongs to something else).
     """
 
@@ -361,6 +377,8 @@ class Backup(_Handle):
         commit_by: CommitBy = "primary",
         journal_bytes: int = 0,
         segment_bytes: int = 0,
+        psk_file: str | os.PathLike[str] | None = None,
+        psk_identity: str | None = None,
     ) -> None:
         super().__init__()
         self._what = f"backup of {resource}"
@@ -370,11 +388,13 @@ class Backup(_Handle):
             raw.journal_dir = config.string("journal_dir", os.fspath(journal_dir))
         raw.journal_bytes = number("journal_bytes", journal_bytes, 1 << 62)
         raw.segment_bytes = number("segment_bytes", segment_bytes, 1 << 62)
+        config.psk(psk_file, psk_identity)
         out = ffi.new("remus_backup **")
         rc = lib.remus_backup_open(raw, out)
         if rc < 0:
             raise_for(rc)
         self.resource = resource
+        self._psk_file = psk_file
         self._raw = out[0]
 
     def __enter__(self) -> Backup:
@@ -384,12 +404,35 @@ class Backup(_Handle):
         self.close()
 
     def serve(self, address: str, *, tls: Tls | None = None, loss_ms: int = 0) -> None:
-        """Listen and serve one primary at a time, in threads of the handle."""
+        """Listen and serve one primary at a time, in threads of the handle.
+
+        Over TCP a ``psk_file`` must have been given, or ``tls="off"`` be
+        said here: then whoever can connect can replace the disks.
+        """
         data = os.fsencode(address)
+        off = tls_off(tls, self._psk_file)
         with self._call() as raw:
-            rc = lib.remus_backup_serve(raw, data, tls_off(tls), loss_ms)
+            rc = lib.remus_backup_serve(raw, data, off, loss_ms)
             if rc < 0:
                 raise_for(rc)
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        """The sources whose connections were refused since `serve`."""
+        cap = lib.REMUS_REFUSALS_MAX
+        out = ffi.new("struct remus_refusal[]", cap)
+        with self._call() as raw:
+            count = lib.remus_backup_refusals(raw, out, cap)
+        return tuple(
+            Refusal(
+                source=text(one.source),
+                cause=text(lib.remus_refused_name(one.cause)),
+                count=one.count,
+                first_ns=one.first_ns,
+                last_ns=one.last_ns,
+                text=text(one.text),
+            )
+            for one in out[0:count]
+        )
 
     def commit(self, epoch: int) -> None:
         """Commit ``epoch`` and every prepared one before it, durably."""
