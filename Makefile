@@ -50,6 +50,8 @@ system-packages:
 	    has $(PKG_CONFIG) || build="$$build pkg-config"; \
 	    $(PKG_CONFIG) --exists 'fuse3 >= 3.10' 2>/dev/null || \
 	        build="$$build libfuse3-dev"; \
+	    $(PKG_CONFIG) --exists 'gnutls >= 3.7' 2>/dev/null || \
+	        build="$$build libgnutls28-dev"; \
 	    python 'import ensurepip, venv' || build="$$build python3-venv"; \
 	    python 'import os, sysconfig; \
 	os.stat(sysconfig.get_path("include") + "/Python.h")' || \
@@ -58,6 +60,7 @@ system-packages:
 	        losetup:mount setarch:util-linux mount:mount fio:fio \
 	        qemu-img:qemu-utils qemu-system-x86_64:qemu-system-x86 \
 	        sqlite3:sqlite3 busybox:busybox readelf:binutils \
+	        psktool:gnutls-bin openssl:openssl \
 	        shellcheck:shellcheck; do \
 	        has "$${pair%%:*}" || tests="$$tests $${pair##*:}"; \
 	    done; \
@@ -149,8 +152,8 @@ C_TESTS := $(sort $(wildcard tests/c/test_*.c))
 CFLAGS ?= -O2 -g
 C_FLAGS = -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wconversion -Wshadow \
 	$(if $(filter 1,$(REMUS_WERROR)),-Werror) -fvisibility=hidden -fPIC -pthread \
-	-iquote csrc $(shell $(PKG_CONFIG) --cflags fuse3)
-C_LIBS = -pthread $(shell $(PKG_CONFIG) --libs fuse3)
+	-iquote csrc $(shell $(PKG_CONFIG) --cflags fuse3 gnutls)
+C_LIBS = -pthread $(shell $(PKG_CONFIG) --libs fuse3 gnutls)
 
 # V=1 shows each command of the compiler.
 Q := $(if $(V),,@)

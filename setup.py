@@ -13,7 +13,7 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
 # A library as pkg-config asks for it, and the Debian package that has it.
-LIBRARIES = {"fuse3 >= 3.10": "libfuse3-dev"}
+LIBRARIES = {"fuse3 >= 3.10": "libfuse3-dev", "gnutls >= 3.7": "libgnutls28-dev"}
 # Warnings are errors only where we ask for it: a newer compiler that warns of
 # something new must not break an installation.
 STRICT = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]

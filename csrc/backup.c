@@ -348,8 +348,11 @@ static int allocate(remus_backup *b, const struct remus_backup_config *c,
     b->state_dir = strdup(c->state_dir);
     b->super_path = join_path(c->state_dir, "backup.state");
     b->buffer = aligned_alloc(REMUS_PAGE, REMUS_APPLY_BYTES);
+    b->psk_file = c->psk_file ? strdup(c->psk_file) : NULL;
+    b->psk_identity = c->psk_identity ? strdup(c->psk_identity) : NULL;
     if (!b->disks || !b->resource || !b->state_dir || !b->super_path ||
-        !b->buffer)
+        !b->buffer || (c->psk_file && !b->psk_file) ||
+        (c->psk_identity && !b->psk_identity))
         return remus_fail(-ENOMEM, "out of memory");
     b->disk_count = c->volume_count;
     for (unsigned int i = 0; i < b->disk_count; i++)
@@ -469,6 +472,8 @@ void remus_backup_free(remus_backup *b)
     free(b->resource);
     free(b->state_dir);
     free(b->super_path);
+    free(b->psk_file);
+    free(b->psk_identity);
     free(b->buffer);
     pthread_mutex_destroy(&b->lock);
     pthread_mutex_destroy(&b->apply_lock);
@@ -583,6 +588,8 @@ int remus_backup_status(remus_backup *b, struct remus_status *s)
     s->role = REMUS_ROLE_BACKUP;
     s->connected = net.connected;
     s->link_changed_ns = net.link_changed_ns;
+    s->refused = net.refused;
+    memcpy(s->security, net.security, sizeof s->security);
     s->state = backup_state(b, net.connected);
     s->volumes = b->disk_count;
     snprintf(s->resource, sizeof s->resource, "%s", b->resource);

@@ -7,7 +7,8 @@
  *   backup_apply.c  apply, checkpoint, copy: out of the journal
  *   backup_promote.c  failover
  *   backup_compare.c  hashes of blocks, for a primary that lost its map
- *   backup_net.c    the threads and the socket
+ *   backup_net.c    the threads and the connection
+ *   lobby.c         who wants to connect, until it has proven itself
  *   backup_test.c   the same, driven record by record (tests)
  *
  * Locks, in the order in which they may be taken:
@@ -137,6 +138,7 @@ struct remus_backup {
     char *state_dir;          /* constant */
     char *super_path;         /* constant */
     int ack, commit_by;       /* constant */
+    char *psk_file, *psk_identity; /* constant; NULL: none given */
     unsigned int disk_count;  /* constant */
     struct remus_disk *disks; /* constant array */
     int lock_file, super_file; /* constant */

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The backup's threads and its socket.
- *   acceptor  takes and refuses connections and sends a PING with progress
- *             every PING_MS; never touches a disk, so a stalled disk and a
- *             dead host can be told apart
+ * The backup's threads and its connection.
+ *   lobby     accepts, shakes hands, and hands over who is proven (lobby.c)
+ *   pinger    sends a PING with progress every PING_MS; never touches a
+ *             disk, so a stalled disk and a dead host can be told apart
  *   session   receives from the one primary that is connected; journals,
  *             acks
  *   applier   moves committed epochs to the disks, many at once
@@ -19,7 +19,9 @@
 #include <unistd.h>
 
 #include "backup.h"
+#include "config.h"
 #include "error.h"
+#include "lobby.h"
 #include "transport.h"
 
 #define PING_MS 500
@@ -35,13 +37,18 @@ struct remus_backup_net {
     int listener;                  /* constant */
     int wake;                      /* constant: eventfd, set to stop */
     uint32_t loss_ms;              /* constant */
-    pthread_t acceptor, session, applier;
+    struct remus_tls_keys *keys;   /* constant; NULL: no TLS */
+    struct remus_lobby *lobby;     /* constant */
+    struct remus_refusals refusals; /* its own lock; leaf */
+    pthread_t pinger, session, applier;
     struct remus_input input;      /* session thread */
 
     pthread_mutex_t lock;
     pthread_cond_t changed;        /* conn, stopping, fenced changed */
     pthread_cond_t apply;          /* the applier has something to do */
-    int conn;                      /* lock: socket of the primary, or -1 */
+    int conn;                      /* lock: link.fd once taken, or -1 */
+    struct remus_conn link;        /* session thread's while conn >= 0; its
+                                      sending side is send_lock's */
     int connected;                 /* lock: its hello was accepted */
     uint64_t link_changed_ns;      /* lock */
     int had_primary;               /* lock: one was ever connected */
@@ -53,12 +60,12 @@ struct remus_backup_net {
     _Atomic uint64_t last_rx_ns;   /* when something came in */
 
     pthread_mutex_t send_lock;
-    int send_fd;                   /* send_lock: -1: none */
+    struct remus_conn *send_conn;  /* send_lock: &link, or NULL */
     uint64_t greeted;              /* send_lock: session whose hello has its
                                       answer; 0: none */
     size_t out_len;                /* send_lock */
     unsigned char out[OUT_BYTES];  /* send_lock */
-    struct remus_record last_ping; /* acceptor thread */
+    struct remus_record last_ping; /* pinger thread */
     uint64_t told;                 /* applier thread: epoch last announced */
 };
 
@@ -80,12 +87,9 @@ static void timed_wait(struct remus_backup_net *net, pthread_cond_t *cond,
 static int flush_out(struct remus_backup_net *net)
 {
     while (net->out_len) {
-        ssize_t n = send(net->send_fd, net->out, net->out_len,
-                         MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR)
-            continue;
+        ssize_t n = remus_conn_send(net->send_conn, net->out, net->out_len);
         if (n < 0)
-            return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
+            return n == -EAGAIN ? 0 : (int)n;
         memmove(net->out, net->out + n, net->out_len - (size_t)n);
         net->out_len -= (size_t)n;
     }
@@ -98,7 +102,7 @@ static int send_locked(struct remus_backup_net *net,
                        const struct remus_record *r, const void *payload)
 {
     int err = 0;
-    if (net->send_fd < 0) {
+    if (!net->send_conn) {
         err = remus_fail(-ENOTCONN, "no primary connected");
     } else if (net->out_len + REMUS_REC_HEADER + r->length > OUT_BYTES) {
         err = remus_fail(-ENOBUFS, "the primary does not read our answers");
@@ -170,10 +174,11 @@ static void send_measured(struct remus_backup_net *net)
     }
 }
 
-static void set_send_fd(struct remus_backup_net *net, int fd)
+static void set_send_conn(struct remus_backup_net *net,
+                          struct remus_conn *conn)
 {
     pthread_mutex_lock(&net->send_lock);
-    net->send_fd = fd;
+    net->send_conn = conn;
     net->greeted = 0;
     net->out_len = 0;
     pthread_mutex_unlock(&net->send_lock);
@@ -328,7 +333,7 @@ static int wait_input(struct remus_backup_net *net, int fd, uint32_t ms)
         return 0;
     if (p[1].revents)
         return remus_fail(-ESHUTDOWN, "the backup process ends");
-    ssize_t got = remus_input_fill(&net->input, fd);
+    ssize_t got = remus_input_fill(&net->input, &net->link);
     atomic_store(&net->last_rx_ns, net->b->io->now_ns(net->b->io));
     return got < 0 ? (int)got : 1;
 }
@@ -418,11 +423,21 @@ static void keep_reason(remus_backup *b, const char *text)
     pthread_mutex_unlock(&b->lock);
 }
 
+static void refused(struct remus_backup_net *net,
+                    const struct remus_conn *conn, int cause,
+                    const char *text)
+{
+    remus_refusals_note(&net->refusals, conn->peer, cause, text,
+                        net->b->io->now_ns(net->b->io));
+}
+
 static void serve_one(struct remus_backup_net *net, int fd)
 {
     remus_input_reset(&net->input);
-    set_send_fd(net, fd);
+    set_send_conn(net, &net->link);
     int err = greet(net, fd);
+    if (err)
+        refused(net, &net->link, REMUS_REFUSED_HELLO, remus_last_error());
     if (!err) {
         keep_reason(net->b, "");
         set_connected(net, 1);
@@ -436,7 +451,7 @@ static void serve_one(struct remus_backup_net *net, int fd)
         if (net->connected)
             keep_reason(net->b, text);
     }
-    set_send_fd(net, -1);
+    set_send_conn(net, NULL);
     set_connected(net, 0);
 }
 
@@ -453,7 +468,7 @@ static void *session_main(void *arg)
         pthread_mutex_unlock(&net->lock);
         serve_one(net, fd);
         pthread_mutex_lock(&net->lock);
-        close(fd);
+        remus_conn_close(&net->link);
         net->conn = -1;
         pthread_cond_broadcast(&net->changed);
     }
@@ -461,28 +476,19 @@ static void *session_main(void *arg)
     return NULL;
 }
 
-/* ---- acceptor thread --------------------------------------------------- */
+/* ---- who comes from the lobby (lobby's thread) ------------------------------ */
 
-static void refuse(int fd, const char *text)
+static void refuse(struct remus_backup_net *net, struct remus_conn *conn,
+                   const char *text)
 {
-    struct remus_record r = {.type = REMUS_REC_ERROR,
-                             .length = (uint32_t)strlen(text),
-                             .payload_crc =
-                                 remus_crc32c(0, text, strlen(text))};
-    unsigned char out[REMUS_REC_HEADER + REMUS_REASON_MAX];
-    remus_record_encode(&r, out);
-    memcpy(out + REMUS_REC_HEADER, text, r.length);
-    ssize_t n = send(fd, out, REMUS_REC_HEADER + r.length,
-                     MSG_DONTWAIT | MSG_NOSIGNAL);
-    (void)n; /* told, or not: it is refused either way */
-    close(fd);
+    remus_tell_error(conn, text);
+    refused(net, conn, REMUS_REFUSED_BUSY, text);
+    remus_conn_close(conn);
 }
 
-static void take(struct remus_backup_net *net)
+static void admit(void *opaque, struct remus_conn *conn)
 {
-    int fd = remus_accept(net->listener, &net->address);
-    if (fd < 0)
-        return;
+    struct remus_backup_net *net = opaque;
     char why[REMUS_REASON_MAX] = "";
     pthread_mutex_lock(&net->lock);
     if (net->fenced)
@@ -495,13 +501,17 @@ static void take(struct remus_backup_net *net)
                  "backup of %s: another primary is connected",
                  net->b->resource);
     else {
-        net->conn = fd;
+        net->link = *conn;
+        net->conn = conn->fd;
+        *conn = REMUS_CONN_NONE;
         pthread_cond_broadcast(&net->changed);
     }
     pthread_mutex_unlock(&net->lock);
     if (*why)
-        refuse(fd, why);
+        refuse(net, conn, why);
 }
+
+/* ---- pinger thread --------------------------------------------------------- */
 
 static void ping(struct remus_backup_net *net)
 {
@@ -520,25 +530,14 @@ static void ping(struct remus_backup_net *net)
     send_record(net, &r, NULL);
 }
 
-static void *acceptor_main(void *arg)
+static void *pinger_main(void *arg)
 {
     struct remus_backup_net *net = arg;
-    remus_io *io = net->b->io;
-    uint64_t next = io->now_ns(io);
-    for (;;) {
-        uint64_t now = io->now_ns(io);
-        if (now >= next) {
-            ping(net);
-            next = now + PING_MS * 1000000ull;
-        }
-        struct pollfd p[2] = {{.fd = net->listener, .events = POLLIN},
-                              {.fd = net->wake, .events = POLLIN}};
-        int n = poll(p, 2, (int)((next - now) / 1000000u) + 1);
-        if (n > 0 && p[1].revents)
-            return NULL;
-        if (n > 0 && p[0].revents)
-            take(net);
-    }
+    struct pollfd p = {.fd = net->wake, .events = POLLIN};
+    do {
+        ping(net);
+    } while (poll(&p, 1, PING_MS) <= 0);
+    return NULL;
 }
 
 /* ---- applier thread ------------------------------------------------------ */
@@ -611,6 +610,8 @@ static void *applier_main(void *arg)
 
 static void free_net(struct remus_backup_net *net)
 {
+    remus_lobby_stop(net->lobby);
+    remus_conn_close(&net->link);
     if (net->listener >= 0) {
         close(net->listener);
         remus_unlisten(&net->address);
@@ -618,6 +619,8 @@ static void free_net(struct remus_backup_net *net)
     if (net->wake >= 0)
         close(net->wake);
     remus_input_free(&net->input);
+    remus_tls_keys_free(net->keys);
+    remus_refusals_destroy(&net->refusals);
     pthread_cond_destroy(&net->changed);
     pthread_cond_destroy(&net->apply);
     pthread_mutex_destroy(&net->lock);
@@ -627,6 +630,8 @@ static void free_net(struct remus_backup_net *net)
 
 static void stop_threads(struct remus_backup_net *net, int started)
 {
+    remus_lobby_stop(net->lobby); /* from here on nobody is admitted */
+    net->lobby = NULL;
     pthread_mutex_lock(&net->lock);
     net->stopping = 1;
     if (net->conn >= 0)
@@ -638,13 +643,11 @@ static void stop_threads(struct remus_backup_net *net, int started)
     ssize_t n = write(net->wake, &one, sizeof one);
     (void)n; /* an eventfd takes 2^64-2 of them */
     if (started > 0)
-        pthread_join(net->acceptor, NULL);
+        pthread_join(net->pinger, NULL);
     if (started > 1)
         pthread_join(net->session, NULL);
     if (started > 2)
         pthread_join(net->applier, NULL);
-    if (net->conn >= 0)
-        close(net->conn);
 }
 
 static struct remus_backup_net *new_net(remus_backup *b, uint32_t loss_ms)
@@ -654,7 +657,9 @@ static struct remus_backup_net *new_net(remus_backup *b, uint32_t loss_ms)
         return NULL;
     net->b = b;
     net->loss_ms = loss_ms ? loss_ms : 3000;
-    net->listener = net->wake = net->conn = net->send_fd = -1;
+    net->listener = net->wake = net->conn = -1;
+    net->link = REMUS_CONN_NONE;
+    remus_refusals_init(&net->refusals);
     pthread_mutex_init(&net->lock, NULL);
     pthread_mutex_init(&net->send_lock, NULL);
     pthread_condattr_t attr;
@@ -664,6 +669,44 @@ static struct remus_backup_net *new_net(remus_backup *b, uint32_t loss_ms)
     pthread_cond_init(&net->apply, &attr);
     pthread_condattr_destroy(&attr);
     return net;
+}
+
+/* The address, the key, and everything else but threads. */
+static int prepare(struct remus_backup_net *net, const char *address,
+                   int tls_off)
+{
+    const remus_backup *b = net->b;
+    int err = remus_config_keys(b->resource, b->psk_file, b->psk_identity,
+                                &net->keys);
+    if (!err)
+        err = remus_config_tls(net->keys, tls_off);
+    if (!err)
+        err = remus_address_parse(address, net->keys != NULL, tls_off,
+                                  &net->address);
+    if (!err)
+        err = remus_input_init(&net->input);
+    if (!err) {
+        net->listener = remus_listen(&net->address);
+        err = net->listener < 0 ? net->listener : 0;
+    }
+    if (!err) {
+        net->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (net->wake < 0)
+            err = remus_fail(-errno, "eventfd: %s", remus_errno_text(errno));
+    }
+    return err;
+}
+
+static int start_lobby(struct remus_backup_net *net)
+{
+    const struct remus_lobby_config config = {.listener = net->listener,
+                                              .address = &net->address,
+                                              .keys = net->keys,
+                                              .refusals = &net->refusals,
+                                              .io = net->b->io,
+                                              .admit = admit,
+                                              .opaque = net};
+    return remus_lobby_start(&config, &net->lobby);
 }
 
 int remus_backup_serve(remus_backup *b, const char *address, int tls_off,
@@ -679,22 +722,11 @@ int remus_backup_serve(remus_backup *b, const char *address, int tls_off,
         return remus_fail(-ENOMEM, "backup of %s: out of memory",
                           b->resource);
     int started = 0;
-    int err = remus_address_parse(address, tls_off, &net->address);
-    if (!err)
-        err = remus_input_init(&net->input);
-    if (!err) {
-        net->listener = remus_listen(&net->address);
-        err = net->listener < 0 ? net->listener : 0;
-    }
-    if (!err) {
-        net->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        if (net->wake < 0)
-            err = remus_fail(-errno, "eventfd: %s", remus_errno_text(errno));
-    }
+    int err = prepare(net, address, tls_off);
     pthread_mutex_lock(&b->lock);
     net->fenced = b->fenced && b->super.role != REMUS_SUPER_PROMOTED;
     pthread_mutex_unlock(&b->lock);
-    if (!err && (err = -pthread_create(&net->acceptor, NULL, acceptor_main,
+    if (!err && (err = -pthread_create(&net->pinger, NULL, pinger_main,
                                        net)) == 0)
         started++;
     if (!err && (err = -pthread_create(&net->session, NULL, session_main,
@@ -703,6 +735,8 @@ int remus_backup_serve(remus_backup *b, const char *address, int tls_off,
     if (!err && (err = -pthread_create(&net->applier, NULL, applier_main,
                                        net)) == 0)
         started++;
+    if (!err)
+        err = start_lobby(net);
     if (err) {
         if (started)
             stop_threads(net, started);
@@ -831,5 +865,14 @@ void remus_backup_net_status(remus_backup *b, struct remus_status *s)
     pthread_mutex_lock(&net->lock);
     s->connected = net->connected;
     s->link_changed_ns = net->link_changed_ns;
+    if (net->connected)
+        memcpy(s->security, net->link.security, sizeof s->security);
     pthread_mutex_unlock(&net->lock);
+    s->refused = remus_refusals_total(&net->refusals);
+}
+
+int remus_backup_refusals(remus_backup *b, struct remus_refusal *out,
+                          unsigned int cap)
+{
+    return b->net ? remus_refusals_read(&b->net->refusals, out, cap) : 0;
 }

@@ -86,6 +86,28 @@ int remus_config_check(const char *resource, const char *state_dir,
     return 0;
 }
 
+int remus_config_keys(const char *resource, const char *psk_file,
+                      const char *psk_identity,
+                      struct remus_tls_keys **keys)
+{
+    *keys = NULL;
+    if (psk_file)
+        return remus_tls_keys_load(
+            psk_file, psk_identity ? psk_identity : resource, keys);
+    return psk_identity ? remus_fail(-EINVAL, "psk_identity %s: no psk_file "
+                                              "given",
+                                     psk_identity)
+                        : 0;
+}
+
+int remus_config_tls(const struct remus_tls_keys *keys, int tls_off)
+{
+    return keys && tls_off ? remus_fail(-EINVAL,
+                                        "tls: both \"off\" and a psk_file: "
+                                        "remove one of them")
+                           : 0;
+}
+
 int remus_disk_open(remus_io *io, const struct remus_volume *v,
                     uint64_t *size)
 {

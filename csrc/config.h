@@ -5,11 +5,21 @@
 
 #include "io.h"
 #include "remus.h"
+#include "tls.h"
 
 /* 0, or -EINVAL with a text: names, count, sizes, ack, commit_by. */
 int remus_config_check(const char *resource, const char *state_dir,
                        const struct remus_volume *volumes,
                        unsigned int count, int ack, int commit_by);
+/*
+ * Load the key of `psk_identity` (NULL: the resource's name); *keys is NULL
+ * if `psk_file` is.  0 or -errno with a text.
+ */
+int remus_config_keys(const char *resource, const char *psk_file,
+                      const char *psk_identity,
+                      struct remus_tls_keys **keys);
+/* -EINVAL if both a key and "off" were given. */
+int remus_config_tls(const struct remus_tls_keys *keys, int tls_off);
 /*
  * Open a volume's disk O_RDWR, lock it against other resources and check its
  * size.  Returns the file or -errno with a text; *size is set.

@@ -18,6 +18,7 @@ typedef unsigned long long ull;
 #define DEFAULT_QUEUE (64u << 20)
 #define QUEUE_LEAST (4u << 20)
 #define FIRST_LIMIT (16u << 20) /* of the queue, until a rate is known */
+#define SEND_NOW_MAX 65536u     /* bytes that postsuspend sends itself */
 #define PREALLOCATED 128        /* requests and waiters */
 #define DEFAULT_IDLE_MS 1000u
 #define DEFAULT_GRACE_MS 60000u
@@ -125,8 +126,10 @@ void remus_primary_send_now(remus_primary *p, struct remus_slot *slot,
     }
     pthread_mutex_lock(&p->lock);
     int fd = p->stats.connected ? p->fd : -1;
+    /* What is before it is for the sender to encrypt and send. */
+    int much = remus_sendq_bytes(&p->queue) > SEND_NOW_MAX;
     pthread_mutex_unlock(&p->lock);
-    int rc = fd < 0 ? 0 : remus_sendq_pump(&p->queue, fd);
+    int rc = fd < 0 ? 0 : much ? 1 : remus_sendq_pump(&p->queue, &p->conn);
     pthread_mutex_unlock(&p->queue.send_lock);
     if (rc < 0)
         remus_primary_link_lost(p, "backup lost: send: %s",
@@ -292,6 +295,8 @@ int remus_primary_status(remus_primary *p, struct remus_status *s)
     for (int i = 0; i < REMUS_ID_BYTES; i++)
         snprintf(s->generation + 2 * i, 3, "%02x", p->kept.lineage.id[i]);
     memcpy(s->reason, p->reason, sizeof s->reason);
+    if (s->connected)
+        memcpy(s->security, p->conn.security, sizeof s->security);
     s->open_epoch = p->open_epoch;
     s->prepared_epoch = p->acked;
     s->committed_epoch = p->committed;
@@ -379,7 +384,13 @@ static int init(remus_primary *p, const struct remus_primary_config *c)
         p->kick < 0)
         return remus_fail(-ENOMEM, "out of memory or file descriptors");
     preallocate(p);
-    int err = remus_address_parse(c->address, c->tls_off, &p->address);
+    int err = remus_config_keys(c->resource, c->psk_file, c->psk_identity,
+                                &p->keys);
+    if (!err)
+        err = remus_config_tls(p->keys, c->tls_off);
+    if (!err)
+        err = remus_address_parse(c->address, p->keys != NULL, c->tls_off,
+                                  &p->address);
     if (!err)
         err = remus_input_init(&p->input);
     if (!err)
@@ -462,6 +473,7 @@ int remus_primary_open_io(const struct remus_primary_config *config,
     p->io = io;
     p->lock_file = p->fd = p->wake = p->kick = p->dirty.file = -1;
     p->session_first = 1;
+    p->conn = REMUS_CONN_NONE;
     p->parked_tail = &p->parked;
     p->state = REMUS_STATE_CONNECTING;
     snprintf(p->reason, sizeof p->reason, "no connection to the backup yet");
@@ -563,6 +575,7 @@ static void free_primary(remus_primary *p)
         remus_sendq_free(&p->queue);
     remus_epochs_close(p->epochs);
     remus_input_free(&p->input);
+    remus_tls_keys_free(p->keys);
     if (p->wake >= 0)
         close(p->wake);
     if (p->kick >= 0)
@@ -604,8 +617,7 @@ void remus_primary_close(remus_primary *p)
     if (p->threads)
         remus_dirty_forget_all(&p->dirty);
     remus_dirty_close(&p->dirty, synced);
-    if (p->fd >= 0)
-        close(p->fd);
+    remus_conn_close(&p->conn);
     if (p->lock_file >= 0)
         p->io->close(p->io, p->lock_file);
     free_primary(p);

@@ -37,28 +37,26 @@ static int engine_sleep(remus_primary *p, uint32_t ms)
     return poll(&pf, 1, (int)ms) > 0;
 }
 
-static int send_plain(int fd, const unsigned char *buf, size_t len)
+static int send_plain(remus_primary *p, const unsigned char *buf, size_t len)
 {
     while (len) {
-        ssize_t n = send(fd, buf, len, MSG_NOSIGNAL);
-        if (n < 0 && errno == EAGAIN) {
-            struct pollfd pf = {.fd = fd, .events = POLLOUT};
+        ssize_t n = remus_conn_send(&p->conn, buf, len);
+        if (n == -EAGAIN) {
+            struct pollfd pf = {.fd = p->conn.fd, .events = POLLOUT};
             if (poll(&pf, 1, HELLO_TIMEOUT_MS) == 0)
                 return remus_fail(-ETIMEDOUT, "the backup takes no hello");
             continue;
         }
-        if (n < 0 && errno == EINTR)
-            continue;
         if (n < 0)
-            return remus_fail(-errno, "send hello: %s",
-                              remus_errno_text(errno));
+            return remus_fail((int)n, "send hello: %s",
+                              remus_errno_text((int)n));
         buf += n;
         len -= (size_t)n;
     }
     return 0;
 }
 
-static int send_hello(remus_primary *p, int fd, uint64_t session)
+static int send_hello(remus_primary *p, uint64_t session)
 {
     struct remus_hello h = {.version = REMUS_WIRE_VERSION,
                             .ack = (uint8_t)p->ack,
@@ -79,7 +77,7 @@ static int send_hello(remus_primary *p, int fd, uint64_t session)
     r.length = (uint32_t)remus_hello_encode(&h, out + REMUS_REC_HEADER);
     r.payload_crc = remus_crc32c(0, out + REMUS_REC_HEADER, r.length);
     remus_record_encode(&r, out);
-    return send_plain(fd, out, REMUS_REC_HEADER + r.length);
+    return send_plain(p, out, REMUS_REC_HEADER + r.length);
 }
 
 /* rx_lock held: the input buffer is ours. */
@@ -98,7 +96,7 @@ static int read_reply(remus_primary *p, int fd,
                                           "hello");
         if (rc < 0 || pf[1].revents)
             return remus_fail(-EINTR, "interrupted");
-        ssize_t got = remus_input_fill(&p->input, fd);
+        ssize_t got = remus_input_fill(&p->input, &p->conn);
         if (got < 0)
             return (int)got;
     }
@@ -116,7 +114,7 @@ static int read_reply(remus_primary *p, int fd,
 static int greet(remus_primary *p, int fd, uint64_t session,
                  struct remus_hello_reply *reply)
 {
-    int err = send_hello(p, fd, session);
+    int err = send_hello(p, session);
     /* Who refused us without listening has told us why. */
     if (err && err != -EPIPE)
         return err;
@@ -288,7 +286,7 @@ static int start_stream(remus_primary *p, int fd, uint64_t session,
  * There is no room for a catch-up.  Commits that the backup did not get make
  * some; and what no session will commit any more may be committed, too.
  */
-static void commit_and_leave(remus_primary *p, int fd, uint64_t session,
+static void commit_and_leave(remus_primary *p, uint64_t session,
                              const struct remus_hello_reply *reply)
 {
     unsigned char out[2 * REMUS_REC_HEADER];
@@ -311,8 +309,10 @@ static void commit_and_leave(remus_primary *p, int fd, uint64_t session,
     remus_record_encode(&bye, out + used);
     /* If it does not arrive: the next try comes soon.  The last error says
      * why nothing fits: it stays. */
-    ssize_t n = send(fd, out, used + REMUS_REC_HEADER, MSG_NOSIGNAL);
-    (void)n;
+    char why[REMUS_REASON_MAX];
+    snprintf(why, sizeof why, "%s", remus_last_error());
+    (void)send_plain(p, out, used + REMUS_REC_HEADER);
+    remus_fail(0, "%s", why);
 }
 
 static int connect_backup(remus_primary *p, enum remus_plan *plan,
@@ -322,9 +322,11 @@ static int connect_backup(remus_primary *p, enum remus_plan *plan,
     int err = p->io->random(p->io, &session, sizeof session);
     if (err)
         return remus_fail(err, "random numbers: %s", remus_errno_text(err));
-    int fd = remus_connect(&p->address, HELLO_TIMEOUT_MS);
-    if (fd < 0)
-        return fd;
+    err = remus_conn_connect(&p->conn, &p->address, p->keys,
+                             HELLO_TIMEOUT_MS, p->wake);
+    if (err)
+        return err;
+    int fd = p->conn.fd;
     /* From the hello on a backup may know this generation. */
     err = remus_primary_state_flag(p, REMUS_PRIMARY_SHARED);
     if (!err)
@@ -337,7 +339,7 @@ static int connect_backup(remus_primary *p, enum remus_plan *plan,
     if (!err)
         *plan = remus_primary_plan(p, reply, 0); /* WAIT: and the last error */
     if (!err && *plan == REMUS_PLAN_WAIT) {
-        commit_and_leave(p, fd, session, reply);
+        commit_and_leave(p, session, reply);
         err = -ENOSPC;
     }
     if (!err)
@@ -345,7 +347,7 @@ static int connect_backup(remus_primary *p, enum remus_plan *plan,
     if (!err)
         err = start_stream(p, fd, session, reply, *plan);
     if (err)
-        close(fd);
+        remus_conn_close(&p->conn);
     return err;
 }
 
@@ -480,13 +482,11 @@ static void drop_socket(remus_primary *p)
     pthread_mutex_lock(&p->rx_lock);
     pthread_mutex_lock(&p->queue.send_lock);
     pthread_mutex_lock(&p->lock);
-    int fd = p->fd;
     p->fd = -1;
     pthread_mutex_unlock(&p->lock);
+    remus_conn_close(&p->conn);
     pthread_mutex_unlock(&p->queue.send_lock);
     pthread_mutex_unlock(&p->rx_lock);
-    if (fd >= 0)
-        close(fd);
 }
 
 void remus_primary_engine_wait(remus_primary *p, uint32_t ms)

@@ -144,6 +144,7 @@ struct remus_primary {
     uint64_t resync_rate;         /* constant: bytes a second; 0: no limit */
     uint32_t idle_ms, grace_ms;   /* constant */
     int ask_alone;                /* constant */
+    struct remus_tls_keys *keys;  /* constant; NULL: no TLS */
     struct remus_sendq queue;
     struct remus_dirty dirty;     /* see dirty.h; its owner is `lock` */
     int wake;                     /* constant: eventfd, set to stop */
@@ -181,8 +182,9 @@ struct remus_primary {
     int state;                    /* enum remus_state */
     char reason[REMUS_REASON_MAX];
     char lost_reason[REMUS_REASON_MAX]; /* why the link was lost last */
-    int fd;                       /* socket, -1 none; closed by the engine
-                                     only, with rx_lock and send_lock held */
+    int fd;                       /* conn.fd while the link is up, else -1;
+                                     closed by the engine only, with rx_lock
+                                     and send_lock held */
     int streaming;                /* writes go into the queue */
     int journaled;                /* ... as counted records (else DIRECT) */
     uint64_t session;
@@ -237,6 +239,10 @@ struct remus_primary {
     uint64_t node_barrier;        /* newest barrier of the ioctl session; 0 */
     int node_empty;               /* was its epoch empty */
     struct remus_status stats;    /* the counters in it */
+
+    /* The engine's until it sets fd; then its sending side is send_lock's,
+     * its receiving side rx_lock's. */
+    struct remus_conn conn;
 
     _Atomic uint64_t wait_ids;    /* given out so far */
     _Atomic int no_writes;        /* `fenced`, as writes look at it first */

@@ -159,6 +159,12 @@ static int handle(remus_primary *p, const struct remus_record *r,
  */
 static int receive(remus_primary *p, int fd, int ms)
 {
+    /* It may have been closed, and another opened, before we had rx_lock. */
+    pthread_mutex_lock(&p->lock);
+    int gone = p->fd != fd;
+    pthread_mutex_unlock(&p->lock);
+    if (gone)
+        return 0;
     struct pollfd pf[2] = {{.fd = fd, .events = POLLIN},
                            {.fd = p->kick, .events = POLLIN}};
     int n = poll(pf, 2, ms);
@@ -171,7 +177,7 @@ static int receive(remus_primary *p, int fd, int ms)
     }
     if (n <= 0 || !pf[0].revents)
         return 0;
-    ssize_t got = remus_input_fill(&p->input, fd);
+    ssize_t got = remus_input_fill(&p->input, &p->conn);
     int err = got < 0 ? (int)got : 0;
     if (got > 0) {
         pthread_mutex_lock(&p->lock);
@@ -361,7 +367,7 @@ static int send_some(remus_primary *p, int *fd)
     pthread_mutex_lock(&p->lock);
     *fd = p->stats.connected ? p->fd : -1;
     pthread_mutex_unlock(&p->lock);
-    int rc = *fd < 0 ? 0 : remus_sendq_pump(&p->queue, *fd);
+    int rc = *fd < 0 ? 0 : remus_sendq_pump(&p->queue, &p->conn);
     pthread_mutex_unlock(&p->queue.send_lock);
     return rc;
 }

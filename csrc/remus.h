@@ -41,6 +41,7 @@ extern "C" {
 #define REMUS_NAME_MAX 63         /* bytes of a resource or volume name */
 #define REMUS_REASON_MAX 256      /* bytes of a status reason, with NUL */
 #define REMUS_ID_BYTES 16         /* bytes of a generation's id */
+#define REMUS_REFUSALS_MAX 65     /* entries of remus_backup_refusals() */
 
 /* The ioctl numbers of a protocol D device, and our own third one. */
 #define REMUS_IOCTL_SEND_CHECKPOINT 20
@@ -147,6 +148,11 @@ struct remus_status {
                                    remus_primary_go_alone() */
     unsigned int writers;       /* primary: files open for writing */
     int turns;                  /* primary: gave way to become the backup */
+    uint64_t refused;           /* backup: connections refused since serve,
+                                   see remus_backup_refusals() */
+    char security[64];          /* what proves the connected other side:
+                                   "TLS1.3 ECDHE-PSK AES-128-GCM", "unix
+                                   socket", "none"; "" if not connected */
 };
 
 /* A checkpoint that a backup can be promoted to. */
@@ -195,6 +201,15 @@ REMUS_API int remus_harden_process(void);
  */
 REMUS_API int remus_status_format(const struct remus_status *status,
                                   int json, char *buf, size_t cap);
+
+/*
+ * Would this key file do, with a key for `identity`?  Reads it; blocks for
+ * its disk.
+ * Errors: -ENOENT no such file, or no such identity in it; -EPERM group or
+ * others can use it, or it belongs to somebody other than root and us;
+ * -EINVAL a line that is not identity:hexkey; others of open(2).
+ */
+REMUS_API int remus_psk_check(const char *file, const char *identity);
 
 /* ---- DRBD protocol D devices --------------------------------------- */
 
@@ -296,7 +311,8 @@ struct remus_primary_config {
     const struct remus_volume *volumes;
     unsigned int volume_count;  /* 1..REMUS_VOLUMES_MAX */
     const char *address;        /* "unix:/path" or "tcp:HOST:PORT" */
-    int tls_off;                /* 1: loopback TCP without TLS is allowed */
+    int tls_off;                /* 1: TCP without TLS is allowed: who can
+                                   connect can replace the disks */
     int ack;                    /* enum remus_ack, as on the backup */
     int commit_by;              /* enum remus_commit_by */
     uint32_t queue_bytes;       /* send queue at most; 0: 64 MiB */
@@ -321,6 +337,10 @@ struct remus_primary_config {
                                    they are kept for this process only */
     int ask_alone;              /* 1: while no backup takes the writes, they
                                    wait for remus_primary_go_alone() */
+    const char *psk_file;       /* TLS 1.3 with a key of this file, which
+                                   psktool wrote (0600, ours or root's);
+                                   NULL: no TLS */
+    const char *psk_identity;   /* whose key; NULL: the resource's name */
 };
 
 /*
@@ -330,8 +350,9 @@ struct remus_primary_config {
  * that are is kept in state_dir/dirty.map.  Reads and writes work at once.
  * Blocks for local I/O only.
  * Errors: -EBUSY another process has the state directory or a disk;
- * -EINVAL bad configuration; -ENOENT no such disk; -EPERM an address that
- * would need TLS; others of open(2).
+ * -EINVAL bad configuration; -ENOENT no such disk, key file or identity;
+ * -EPERM TCP with neither TLS nor tls_off, or a key file that others can
+ * use; others of open(2).
  */
 REMUS_API int remus_primary_open(const struct remus_primary_config *config,
                                  remus_primary **out);
@@ -456,6 +477,10 @@ struct remus_backup_config {
                                    nothing is changed, no disk opened */
     uint32_t stale_ms;          /* a link lost longer ago: promote must name
                                    a checkpoint; 0: 60000; UINT32_MAX: never */
+    const char *psk_file;       /* as in struct remus_primary_config; read by
+                                   remus_backup_serve() */
+    const char *psk_identity;   /* the only one that is let in; NULL: the
+                                   resource's name */
 };
 
 /*
@@ -471,7 +496,11 @@ REMUS_API int remus_backup_open(const struct remus_backup_config *config,
 /*
  * Listen on `address` ("unix:/path" 0600, or "tcp:HOST:PORT") and serve one
  * primary at a time, applying in the background, in threads of the handle.
- * Errors: -EADDRINUSE; -EPERM an address that would need TLS; -EALREADY.
+ * With the psk_file of the configuration every connection must prove the
+ * key with TLS.  Connections wait for that, and for their first bytes, in a
+ * thread of their own: at most 64 of them, 32 of one source, 3 s each.
+ * Errors: -EADDRINUSE; -EPERM TCP with neither TLS nor `tls_off`; -EINVAL
+ * both of them; those of remus_psk_check(); -EALREADY.
  */
 REMUS_API int remus_backup_serve(remus_backup *b, const char *address,
                                  int tls_off, uint32_t loss_ms);
@@ -535,6 +564,45 @@ REMUS_API int remus_backup_checkpoints(remus_backup *b,
 /* The state and counters now.  Never blocks on I/O. */
 REMUS_API int remus_backup_status(remus_backup *b,
                                   struct remus_status *status);
+
+/* Why a connection was refused. */
+enum remus_refused {
+    REMUS_REFUSED_SILENT, /* did not prove itself or say hello in time */
+    REMUS_REFUSED_CLOSED, /* went away by itself before that */
+    REMUS_REFUSED_TLS,    /* no TLS 1.3 with a key, or a damaged or replayed
+                             handshake */
+    REMUS_REFUSED_KEY,    /* wrong key, or unknown identity */
+    REMUS_REFUSED_CROWD,  /* made room for others: too many at once */
+    REMUS_REFUSED_PEER,   /* another user, on a Unix socket */
+    REMUS_REFUSED_HELLO,  /* proven, but its hello is wrong */
+    REMUS_REFUSED_BUSY    /* proven, but no primary is taken now */
+};
+
+/* The name of an enum remus_refused ("silent", "key", ...); "?" for any
+ * other. */
+REMUS_API const char *remus_refused_name(int cause);
+
+/* The connections from one source that were refused.  Times are
+ * CLOCK_MONOTONIC. */
+struct remus_refusal {
+    char source[64];            /* "192.0.2.7", "2001:db8::/64", "uid 1000",
+                                   "others" */
+    int cause;                  /* of the last one: enum remus_refused */
+    uint64_t count;
+    uint64_t first_ns, last_ns;
+    char text[192];             /* about the last one */
+};
+
+/*
+ * The sources whose connections were refused since serve, for a log: each
+ * new entry is news.  There are at most REMUS_REFUSALS_MAX: an entry that
+ * was quiet for ten minutes makes room, and beyond that they are counted
+ * under "others".  Returns how many there are; writes at most `cap`.  Never
+ * blocks.
+ */
+REMUS_API int remus_backup_refusals(remus_backup *b,
+                                    struct remus_refusal *out,
+                                    unsigned int cap);
 
 /*
  * Stop serving, apply what is committed, sync, free the handle.  NULL is

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "error.h"
@@ -160,7 +159,7 @@ static void gather(struct remus_sendq *q)
     }
 }
 
-int remus_sendq_pump(struct remus_sendq *q, int fd)
+int remus_sendq_pump(struct remus_sendq *q, struct remus_conn *conn)
 {
     uint64_t sent = atomic_load(&q->sent);
     for (;;) {
@@ -171,12 +170,9 @@ int remus_sendq_pump(struct remus_sendq *q, int fd)
             return 0;
         }
         size_t n = todo < SEND_BYTES ? (size_t)todo : SEND_BYTES;
-        ssize_t done = send(fd, q->ring + sent % q->size, n,
-                            MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (done < 0 && errno == EINTR)
-            continue;
+        ssize_t done = remus_conn_send(conn, q->ring + sent % q->size, n);
         if (done < 0)
-            return errno == EAGAIN || errno == EWOULDBLOCK ? 1 : -errno;
+            return done == -EAGAIN ? 1 : (int)done;
         sent += (uint64_t)done;
         atomic_store(&q->sent, sent);
         /* A slot is done with once it is gathered; its bytes are guarded by

@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "conn.h"
 #include "record.h"
 
 /* Room that only barriers, commits and pings may use. */
@@ -84,7 +85,7 @@ void remus_sendq_publish_quietly(struct remus_sendq *q,
  * Send what is ready, without blocking (send_lock held).  0: all that is
  * ready was sent; 1: the socket is full; -errno: the connection is gone.
  */
-int remus_sendq_pump(struct remus_sendq *q, int fd);
+int remus_sendq_pump(struct remus_sendq *q, struct remus_conn *conn);
 /* Sleep until there may be something to send.  0: go on; 1: stop. */
 int remus_sendq_wait(struct remus_sendq *q);
 void remus_sendq_wake(struct remus_sendq *q);

@@ -164,6 +164,8 @@ int remus_status_format(const struct remus_status *s, int json, char *buf,
     put_number(&o, "asks_alone", (uint64_t)s->asks_alone);
     put_number(&o, "writers", s->writers);
     put_number(&o, "turns", (uint64_t)s->turns);
+    put_number(&o, "refused", s->refused);
+    put_string(&o, "security", s->security);
     if (json)
         put(&o, "\n}\n");
     if (o.used >= cap)

@@ -8,7 +8,6 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +19,7 @@
 
 #define INPUT_BYTES (2u * REMUS_REC_PAYLOAD_MAX + 65536u)
 #define SOCKET_BUFFER (1 << 20)
+#define SOURCE_BYTES 64u
 
 static int parse_unix(const char *path, struct remus_address *out)
 {
@@ -33,16 +33,6 @@ static int parse_unix(const char *path, struct remus_address *out)
     strcpy(un->sun_path, path);
     out->len = sizeof *un;
     return 0;
-}
-
-static int is_loopback(const struct sockaddr_storage *sa)
-{
-    if (sa->ss_family == AF_INET) {
-        const struct sockaddr_in *in = (const struct sockaddr_in *)sa;
-        return ntohl(in->sin_addr.s_addr) >> 24 == 127;
-    }
-    const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)sa;
-    return IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr);
 }
 
 /* "HOST:PORT" or "[HOST]:PORT", numeric hosts or names. */
@@ -74,7 +64,7 @@ static int parse_tcp(const char *rest, struct remus_address *out)
     return 0;
 }
 
-int remus_address_parse(const char *text, int tls_off,
+int remus_address_parse(const char *text, int tls, int tls_off,
                         struct remus_address *out)
 {
     memset(out, 0, sizeof *out);
@@ -91,16 +81,11 @@ int remus_address_parse(const char *text, int tls_off,
     int err = parse_tcp(text + 4, out);
     if (err)
         return err;
-    if (!tls_off)
+    if (!tls && !tls_off)
         return remus_fail(-EPERM,
-                          "address %s: TCP would need TLS, which this "
-                          "version does not have: use a Unix socket, or on "
-                          "the loopback say tls = \"off\"",
-                          text);
-    if (!is_loopback(&out->sa))
-        return remus_fail(-EPERM,
-                          "address %s: without TLS only the loopback is "
-                          "allowed: carry a Unix socket over an ssh tunnel",
+                          "address %s: TCP needs proof of who is there: set "
+                          "tls = \"psk\" and a psk_file, or say tls = "
+                          "\"off\"",
                           text);
     return 0;
 }
@@ -154,7 +139,7 @@ int remus_listen(const struct remus_address *a)
     else
         fchmod(fd, 0600); /* the mode that bind gives to the file */
     if (bind(fd, (const struct sockaddr *)&a->sa, a->len) ||
-        (unix_path(a) && chmod(unix_path(a), 0600)) || listen(fd, 16)) {
+        (unix_path(a) && chmod(unix_path(a), 0600)) || listen(fd, SOMAXCONN)) {
         err = -errno;
         close(fd);
         return remus_fail(err, "address %s: listen: %s", a->text,
@@ -181,7 +166,7 @@ static void tune(int fd, const struct remus_address *a)
 }
 
 /* Only ourselves and root may speak on a Unix socket. */
-static int check_peer(int fd, const struct remus_address *a)
+static int check_peer(int fd, const struct remus_address *a, char *source)
 {
     struct ucred peer;
     socklen_t len = sizeof peer;
@@ -190,6 +175,8 @@ static int check_peer(int fd, const struct remus_address *a)
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len))
         return remus_fail(-errno, "address %s: peer's credentials: %s",
                           a->text, remus_errno_text(errno));
+    if (source)
+        snprintf(source, SOURCE_BYTES, "uid %u", peer.uid);
     if (peer.uid != geteuid() && peer.uid != 0)
         return remus_fail(-EPERM,
                           "address %s: peer has uid %u, expected %u",
@@ -197,14 +184,45 @@ static int check_peer(int fd, const struct remus_address *a)
     return 0;
 }
 
-int remus_accept(int listener, const struct remus_address *a)
+/* Where a TCP peer is, as one source that may be limited: a host, or the
+ * network of 64 bits in which an IPv6 host has all addresses. */
+static void tcp_source(const struct sockaddr_storage *sa, char *source)
 {
-    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    struct in6_addr a;
+    const void *four = NULL;
+    if (sa->ss_family == AF_INET) {
+        four = &((const struct sockaddr_in *)sa)->sin_addr;
+    } else {
+        a = ((const struct sockaddr_in6 *)sa)->sin6_addr;
+        if (IN6_IS_ADDR_V4MAPPED(&a))
+            four = &a.s6_addr[12];
+    }
+    if (four) {
+        inet_ntop(AF_INET, four, source, SOURCE_BYTES);
+        return;
+    }
+    int whole = IN6_IS_ADDR_LOOPBACK(&a);
+    if (!whole)
+        memset(&a.s6_addr[8], 0, 8);
+    inet_ntop(AF_INET6, &a, source, SOURCE_BYTES - 4);
+    if (!whole)
+        strcat(source, "/64");
+}
+
+int remus_accept(int listener, const struct remus_address *a, char *peer)
+{
+    struct sockaddr_storage sa = {0};
+    socklen_t len = sizeof sa;
+    strcpy(peer, "?");
+    int fd = accept4(listener, (struct sockaddr *)&sa, &len,
+                     SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0)
         return remus_fail(errno == EWOULDBLOCK ? -EAGAIN : -errno,
                           "address %s: accept: %s", a->text,
                           remus_errno_text(errno));
-    int err = check_peer(fd, a);
+    if (!unix_path(a))
+        tcp_source(&sa, peer);
+    int err = check_peer(fd, a, peer);
     if (err) {
         close(fd);
         return err;
@@ -213,42 +231,45 @@ int remus_accept(int listener, const struct remus_address *a)
     return fd;
 }
 
-static int finish_connect(int fd, int timeout_ms)
-{
-    struct pollfd p = {.fd = fd, .events = POLLOUT};
-    int n = poll(&p, 1, timeout_ms);
-    if (n < 0)
-        return -errno;
-    if (n == 0)
-        return -ETIMEDOUT;
-    int err = 0;
-    socklen_t len = sizeof err;
-    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len))
-        return -errno;
-    return -err;
-}
-
-int remus_connect(const struct remus_address *a, int timeout_ms)
+int remus_connect(const struct remus_address *a)
 {
     int fd = socket(a->sa.ss_family,
                     SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return remus_fail(-errno, "address %s: socket: %s", a->text,
                           remus_errno_text(errno));
-    int err = 0;
-    if (connect(fd, (const struct sockaddr *)&a->sa, a->len))
-        err = errno == EINPROGRESS ? finish_connect(fd, timeout_ms) : -errno;
-    if (err)
-        remus_fail(err, "address %s: connect: %s", a->text,
-                   remus_errno_text(err));
-    else
-        err = check_peer(fd, a);
-    if (err) {
+    if (connect(fd, (const struct sockaddr *)&a->sa, a->len) &&
+        errno != EINPROGRESS) {
+        int err = -errno;
         close(fd);
-        return err;
+        return remus_fail(err, "address %s: connect: %s", a->text,
+                          remus_errno_text(err));
     }
-    tune(fd, a);
     return fd;
+}
+
+int remus_connected(int fd, const struct remus_address *a)
+{
+    int err = check_peer(fd, a, NULL);
+    if (!err)
+        tune(fd, a);
+    return err;
+}
+
+void remus_tell_error(struct remus_conn *conn, const char *text)
+{
+    size_t len = strnlen(text, REMUS_REASON_MAX);
+    struct remus_record r = {.type = REMUS_REC_ERROR,
+                             .length = (uint32_t)len,
+                             .payload_crc = remus_crc32c(0, text, len)};
+    unsigned char out[REMUS_REC_HEADER + REMUS_REASON_MAX];
+    remus_record_encode(&r, out);
+    memcpy(out + REMUS_REC_HEADER, text, len);
+    ssize_t n = remus_conn_send(conn, out, REMUS_REC_HEADER + len);
+    /* Unread, a hello would make a reset of our end that overtakes what we
+     * say. */
+    n = recv(conn->fd, out, sizeof out, MSG_DONTWAIT);
+    (void)n; /* told, or not: the connection ends either way */
 }
 
 /* ---- input ------------------------------------------------------------ */
@@ -274,7 +295,7 @@ void remus_input_reset(struct remus_input *in)
     in->start = in->end = 0;
 }
 
-ssize_t remus_input_fill(struct remus_input *in, int fd)
+ssize_t remus_input_fill(struct remus_input *in, struct remus_conn *conn)
 {
     if (in->start == in->end) {
         in->start = in->end = 0;
@@ -283,19 +304,11 @@ ssize_t remus_input_fill(struct remus_input *in, int fd)
         in->end -= in->start;
         in->start = 0;
     }
-    ssize_t n;
-    do {
-        n = recv(fd, in->buf + in->end, in->cap - in->end, MSG_DONTWAIT);
-    } while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return errno == EAGAIN || errno == EWOULDBLOCK
-                   ? 0
-                   : remus_fail(-errno, "receive: %s",
-                                remus_errno_text(errno));
-    if (n == 0)
-        return remus_fail(-ECONNRESET, "the other side closed the "
-                                       "connection");
-    in->end += (size_t)n;
+    ssize_t n = remus_conn_recv(conn, in->buf + in->end, in->cap - in->end);
+    if (n == -EAGAIN)
+        return 0;
+    if (n > 0)
+        in->end += (size_t)n;
     return n;
 }
 

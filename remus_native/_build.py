@@ -19,7 +19,8 @@ from cffi import FFI
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 HEADERS = [name for name in ("remus.h", "remus_testing.h") if (CSRC / name).is_file()]
-LIBRARIES = ["fuse3"]  # pkg-config's names; setup.py checks that they are there
+# pkg-config names; setup.py checks that they are there.
+LIBRARIES = ["fuse3", "gnutls"]
 
 
 def cdef_of(header: str) -> str:

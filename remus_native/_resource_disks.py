@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ._binding import last_error, lib
 from ._resource_values import SECTOR, Problems, Side
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTROL_SOCKET",
     "check_disks",
+    "check_key",
     "check_overlap",
     "group_number",
     "has_state",
@@ -35,6 +37,15 @@ TWO_HOSTS = (
     "; if the sides are on two hosts (the socket carried over ssh), "
     "say same_host = false"
 )
+
+
+# ---- the key file ------------------------------------------------------------
+
+
+def check_key(psk_file: str, identity: str, problems: Problems) -> None:
+    """Would the library take this key?  It says itself what to do."""
+    if lib.remus_psk_check(os.fsencode(psk_file), os.fsencode(identity)) < 0:
+        problems.lines.append(f"{problems.file}: {last_error()}")
 
 
 # ---- overlapping paths -----------------------------------------------------

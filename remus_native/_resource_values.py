@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import ipaddress
 import json
 import os
 import re
@@ -34,6 +33,7 @@ SEGMENT = (64 << 10, (4 << 30) - 4096)  # bytes, at least and at most
 SEGMENTS = (4, 65536)  # of one journal
 LOSS_MIN_MS = 1000  # two pings
 PAGE = 4096
+IDENTITY_MAX = 128  # bytes, as GnuTLS takes them
 NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,63}")
 RESERVED_NAMES = ("status", "status.json")  # files of the mounted directory
 
@@ -43,6 +43,8 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "address",
         "address_swapped",
         "tls",
+        "psk_file",
+        "psk_identity",
         "ack",
         "commit_by",
         "same_host",
@@ -393,19 +395,14 @@ def an_address(value: Any) -> str:
     )
 
 
-def a_tls(value: Any) -> str:
-    if value != "off":
+def an_identity(value: Any) -> str:
+    if (
+        not isinstance(value, str)
+        or not 1 <= len(value.encode("utf-8", "surrogateescape")) <= IDENTITY_MAX
+        or "\0" in value
+    ):
         raise Bad(
-            '"off", because this version has no TLS',
-            "leave tls out with a unix: address; on loopback TCP say "
-            'tls = "off"; between hosts carry the Unix socket over ssh',
+            f"a text of 1 to {IDENTITY_MAX} bytes",
+            "write the identity that psktool -u was given",
         )
-    return "off"
-
-
-def is_loopback(address: str) -> bool:
-    host = address[4:].rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return value

@@ -28,7 +28,7 @@ from ._progress import LiveLine, bytes_text, quoted, with_progress
 from ._statistics import FILES
 from .control import ControlServer
 from .errors import StateError
-from .replica import Backup, Checkpoint, Export, Primary, State, Status
+from .replica import Backup, Checkpoint, Export, Primary, Refusal, State, Status
 from .resource_file import ResourceFile
 
 __all__ = [
@@ -81,6 +81,16 @@ def notify_systemd(text: str) -> None:
         sock.sendto(text.encode(), address)
 
 
+def warn_without_tls(resource: ResourceFile) -> None:
+    """What nobody should overlook in a log."""
+    if resource.tls == "off" and resource.address.startswith("tcp:"):
+        say(
+            f'warning: tls = "off": whoever can connect to {resource.address} can '
+            f"replace the disks of {resource.name}, and who is on the way can read "
+            "them"
+        )
+
+
 # ---- backup ------------------------------------------------------------------
 
 
@@ -100,6 +110,8 @@ def backup_of(
         stale_ms=resource.limits.stale_ms,
         discard_local=discard_local,
         look=look,
+        psk_file=resource.psk_file,
+        psk_identity=resource.psk_identity,
     )
 
 
@@ -184,7 +196,7 @@ def serve_backup(
             ),
         )
         stack.callback(_close, backup, f"stopping the backup of {resource.name}")
-        watch = _Watch(resource, backup.status, signals)
+        watch = _Watch(resource, backup.status, signals, backup.refusals)
 
         def promote(**names: Any) -> dict[str, Any]:
             nonlocal turned
@@ -206,10 +218,14 @@ def serve_backup(
                     "checkpoints": lambda: [
                         checkpoint_object(cp) for cp in backup.checkpoints()
                     ],
+                    "refusals": lambda: [
+                        dataclasses.asdict(one) for one in backup.refusals()
+                    ],
                 },
                 deferred={"promote": promote, "commit": commit, "stop": watch.stop},
             )
         )
+        warn_without_tls(resource)
         # Also when it is promoted: a primary is then told so.
         backup.serve(
             resource.address, tls=resource.tls, loss_ms=resource.limits.loss_ms
@@ -245,6 +261,7 @@ def serve_primary(resource: ResourceFile) -> int:
         resource.check("primary")
         nodes = resource.nodes()
         limits = resource.limits
+        warn_without_tls(resource)
         primary = Primary(
             resource.name,
             state_dir=resource.primary.state,
@@ -263,6 +280,8 @@ def serve_primary(resource: ResourceFile) -> int:
             resync_rate=limits.resync_rate,
             allow_inconsistent=resource.allow_inconsistent,
             ask_alone=bool(resource.fence),
+            psk_file=resource.psk_file,
+            psk_identity=resource.psk_identity,
         )
         stack.callback(_close, primary, f"stopping the primary of {resource.name}")
         export = Export(primary, resource.primary.mount, nodes=nodes)
@@ -387,10 +406,13 @@ class _Watch:
         resource: ResourceFile,
         status: Callable[[], Status],
         signals: socket.socket,
+        refusals: Callable[[], Sequence[Refusal]] = tuple,
     ) -> None:
         self._resource = resource
         self._status = status
         self._signals = signals
+        self._refusals = refusals
+        self._refused: set[tuple[str, int]] = set()
         self._stopped = False
         self._last: Status | None = None
 
@@ -431,6 +453,8 @@ class _Watch:
                 f"role={now.role} old={old} new={now.state} "
                 f"connected={int(now.connected)} reason={quoted(now.reason)}"
             )
+        if now.refused and (last is None or now.refused != last.refused):
+            self._report_refusals(live)
         if now.state is State.CATCHING_UP and now.resync_total:
             live.update(
                 f"copying {self._resource.name}: {bytes_text(now.resync_done)} of "
@@ -439,3 +463,19 @@ class _Watch:
             )
         else:
             live.clear()
+
+    def _report_refusals(self, live: LiveLine) -> None:
+        """An event line for each source that is refused for the first time.
+
+        `Backup.refusals` bounds how many there can be: a flood can't fill a
+        log.
+        """
+        refusals = self._refusals()
+        for one in refusals:
+            if (one.source, one.first_ns) not in self._refused:
+                live.note(
+                    f"remus-native: event=refused resource={self._resource.name} "
+                    f"source={quoted(one.source)} cause={one.cause} "
+                    f"count={one.count} reason={quoted(one.text)}"
+                )
+        self._refused = {(one.source, one.first_ns) for one in refusals}

@@ -13,7 +13,7 @@ from .errors import ConfigError
 
 Ack = Literal["durable", "memory"]
 CommitBy = Literal["primary", "backup"]
-Tls = Literal["off"]
+Tls = Literal["psk", "off"]
 Tag = int | str | bytes
 Buffer = bytes | bytearray | memoryview
 
@@ -105,9 +105,27 @@ class Status:
     asks_alone: bool
     writers: int
     turns: bool
+    refused: int
+    security: str
 
     def __str__(self) -> str:
         return f"{self.role} of {self.resource}: {self.state}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The connections from one source that a backup refused.
+
+    ``cause`` is that of the last one: "silent", "closed", "tls", "key",
+    "crowd", "peer", "hello" or "busy"; ``text`` says it in words.
+    """
+
+    source: str
+    cause: str
+    count: int
+    first_ns: int
+    last_ns: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -126,7 +144,7 @@ _STATUS_NUMBERS = [
     for f in fields(Status)
     if f.name
     not in ("role", "state", "reason", "resource", "generation", "connected",
-            "ioctl_driven", "asks_alone", "turns")
+            "ioctl_driven", "asks_alone", "turns", "security")
 ]  # fmt: skip
 
 
@@ -141,6 +159,7 @@ def status_from(raw: Any) -> Status:
         turns=bool(raw.turns),
         resource=text(raw.resource),
         generation=text(raw.generation),
+        security=text(raw.security),
         **{name: getattr(raw, name) for name in _STATUS_NUMBERS},
     )
 
@@ -169,9 +188,14 @@ def choice(name: str, value: str, table: dict[str, int]) -> int:
     return table[value]
 
 
-def tls_off(tls: str | None) -> int:
-    if tls not in (None, "off"):
-        raise ConfigError(f'tls: {tls!r} is not one of None, "off"')
+def tls_off(tls: str | None, psk_file: object) -> int:
+    """Whether "off" was said; refuses what contradicts itself."""
+    if tls not in (None, "psk", "off"):
+        raise ConfigError(f'tls: {tls!r} is not one of None, "psk", "off"')
+    if tls == "psk" and psk_file is None:
+        raise ConfigError('tls: "psk" needs a psk_file, as psktool writes it')
+    if tls == "off" and psk_file is not None:
+        raise ConfigError('tls: "off" beside a psk_file: remove one of them')
     return int(tls == "off")
 
 

@@ -183,6 +183,9 @@ def _status_of(resource: ResourceFile, side: Side) -> dict[str, Any] | None:
             answer["checkpoints"] = control.call(
                 resource.backup.state, "checkpoints", timeout_s=STATUS_S
             )
+            answer["refusals"] = control.call(
+                resource.backup.state, "refusals", timeout_s=STATUS_S
+            )
     except NotRunning:
         if side == "primary" or not has_state(resource, "backup"):
             return None
@@ -192,6 +195,7 @@ def _status_of(resource: ResourceFile, side: Side) -> dict[str, Any] | None:
             answer["checkpoints"] = [
                 _serve.checkpoint_object(cp) for cp in backup.checkpoints()
             ]
+            answer["refusals"] = []
     return {"running": running, **answer}
 
 
@@ -201,7 +205,7 @@ def _status_text(side: Side, status: dict[str, Any]) -> str:
         head += " (not running; as its state directory has it)"
     rows = [
         ("reason", status["reason"]),
-        ("connected", "yes" if status["connected"] else "no"),
+        ("connected", _connected_text(status)),
         (
             "epochs",
             f"prepared {status['prepared_epoch']}, "
@@ -233,7 +237,25 @@ def _status_text(side: Side, status: dict[str, Any]) -> str:
         )
         rows.append(("coalesced", bytes_text(status["bytes_coalesced"])))
         rows.append(("can promote to", _checkpoints_text(status["checkpoints"])))
+        if status["refusals"]:
+            rows.append(("refused", _refusals_text(status["refusals"])))
     return f"{head}\n{table(rows)}"
+
+
+def _connected_text(status: dict[str, Any]) -> str:
+    if not status["connected"]:
+        return "no"
+    return f"yes, proven by {status['security']}".replace(
+        "proven by none", "without any proof"
+    )
+
+
+def _refusals_text(refusals: list[dict[str, Any]]) -> str:
+    newest = max(refusals, key=lambda one: int(one["last_ns"]))
+    return (
+        f"{sum(one['count'] for one in refusals)} connections, last one from "
+        f"{newest['source']}: {newest['text']}"
+    )
 
 
 def _checkpoints_text(checkpoints: list[dict[str, Any]]) -> str:

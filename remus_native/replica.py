@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from ._binding import ffi, lib, milliseconds
+from ._binding import ffi, lib, milliseconds, text
 from ._handle import Handle
 from ._values import (
     ACKS,
@@ -23,6 +23,7 @@ from ._values import (
     Checkpoint,
     CommitBy,
     Node,
+    Refusal,
     State,
     Status,
     Tag,
@@ -50,6 +51,7 @@ __all__ = [
     "Export",
     "Node",
     "Primary",
+    "Refusal",
     "ReplicaResource",
     "State",
     "Status",
@@ -87,6 +89,14 @@ class _Config:
         self.raw.ack = choice("ack", ack, ACKS)
         self.raw.commit_by = choice("commit_by", commit_by, COMMIT_BY)
 
+    def psk(
+        self, psk_file: str | os.PathLike[str] | None, psk_identity: str | None
+    ) -> None:
+        if psk_file is not None:
+            self.raw.psk_file = self.string("psk_file", os.fspath(psk_file))
+        if psk_identity is not None:
+            self.raw.psk_identity = self.string("psk_identity", psk_identity)
+
     def string(self, name: str, value: str) -> Any:
         if not isinstance(value, str) or "\0" in value:
             raise ConfigError(f"{name}: {value!r} is not a usable text")
@@ -104,7 +114,9 @@ class Primary(Handle):
     after a loss.  Reads and writes work from the start, from any number of
     threads.
 
-    ``address``: "unix:/path" or, with ``tls="off"``, "tcp:127.0.0.1:PORT".
+    ``address``: "unix:/path" or "tcp:HOST:PORT"; TCP needs ``psk_file``, a
+    key file that psktool wrote (TLS 1.3), or ``tls="off"`` in so many words.
+    ``psk_identity``: whose key of it; None: the resource's name.
     ``max_pause_ms``: the send queue holds at most what the link carries in
     this time.  ``loss_ms``: silence that means the backup is lost.
     ``stall_ms``: a write that waited so long for room means loss, too.
@@ -144,13 +156,16 @@ class Primary(Handle):
         allow_inconsistent: bool = False,
         resync_rate: int = 0,
         ask_alone: bool = False,
+        psk_file: str | os.PathLike[str] | None = None,
+        psk_identity: str | None = None,
     ) -> None:
         super().__init__()
         self._what = f"primary of {resource}"
         config = _Config("primary", resource, state_dir, volumes, ack, commit_by)
         raw = config.raw
         raw.address = config.string("address", address)
-        raw.tls_off = tls_off(tls)
+        raw.tls_off = tls_off(tls, psk_file)
+        config.psk(psk_file, psk_identity)
         for name, value in (
             ("queue_bytes", queue_bytes),
             ("max_pause_ms", max_pause_ms),
@@ -367,8 +382,10 @@ class Backup(Handle):
     """The side that waits: journals every epoch, applies committed ones.
 
     Opening recovers what a crash left (blocks for disk I/O); `serve` then
-    takes a primary.  Raises `ConfigError`, or `StateError` (EBUSY: another
-    process has the state directory; EBADMSG: it belongs to something else).
+    takes a primary, with ``psk_file`` only one that proves the key of
+    ``psk_identity`` (None: the resource's name) with TLS.  Raises
+    `ConfigError`, or `StateError` (EBUSY: another process has the state
+    directory; EBADMSG: it belongs to something else).
 
     A state directory whose last user was a primary is taken over: the disks
     are what that primary left, and a primary that went on from a checkpoint
@@ -393,6 +410,8 @@ class Backup(Handle):
         discard_local: bool = False,
         stale_ms: int = 0,
         look: bool = False,
+        psk_file: str | os.PathLike[str] | None = None,
+        psk_identity: str | None = None,
     ) -> None:
         super().__init__()
         self._what = f"backup of {resource}"
@@ -405,11 +424,13 @@ class Backup(Handle):
         raw.discard_local = int(discard_local)
         raw.look = int(look)
         raw.stale_ms = number("stale_ms", stale_ms, (1 << 32) - 1)
+        config.psk(psk_file, psk_identity)
         out = ffi.new("remus_backup **")
         rc = lib.remus_backup_open(raw, out)
         if rc < 0:
             raise_for(rc)
         self.resource = resource
+        self._psk_file = psk_file
         self._raw = out[0]
 
     def __enter__(self) -> Backup:
@@ -419,12 +440,35 @@ class Backup(Handle):
         self.close()
 
     def serve(self, address: str, *, tls: Tls | None = None, loss_ms: int = 0) -> None:
-        """Listen and serve one primary at a time, in threads of the handle."""
+        """Listen and serve one primary at a time, in threads of the handle.
+
+        Over TCP a ``psk_file`` must have been given, or ``tls="off"`` be
+        said here: then whoever can connect can replace the disks.
+        """
         data = os.fsencode(address)
+        off = tls_off(tls, self._psk_file)
         with self._call() as raw:
-            rc = lib.remus_backup_serve(raw, data, tls_off(tls), loss_ms)
+            rc = lib.remus_backup_serve(raw, data, off, loss_ms)
             if rc < 0:
                 raise_for(rc)
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        """The sources whose connections were refused since `serve`."""
+        cap = lib.REMUS_REFUSALS_MAX
+        out = ffi.new("struct remus_refusal[]", cap)
+        with self._call() as raw:
+            count = lib.remus_backup_refusals(raw, out, cap)
+        return tuple(
+            Refusal(
+                source=text(one.source),
+                cause=text(lib.remus_refused_name(one.cause)),
+                count=one.count,
+                first_ns=one.first_ns,
+                last_ns=one.last_ns,
+                text=text(one.text),
+            )
+            for one in out[0:count]
+        )
 
     def commit(self, epoch: int) -> None:
         """Commit ``epoch`` and every prepared one before it, durably."""

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from ._resource_disks import (
     check_disks,
+    check_key,
     check_overlap,
     group_number,
     user_number,
@@ -48,13 +49,12 @@ from ._resource_values import (
     a_path,
     a_segment,
     a_size,
-    a_tls,
     a_volume_name,
     a_volume_size,
     a_who,
     an_address,
+    an_identity,
     choice,
-    is_loopback,
     parse_duration_ms,
     parse_size,
     show,
@@ -141,7 +141,7 @@ class ResourceFile:
     file: str
     name: str
     address: str
-    tls: Literal["off"] | None
+    tls: Literal["psk", "off"] | None
     ack: Literal["durable", "memory"]
     commit_by: Literal["primary", "backup"]
     same_host: bool
@@ -150,6 +150,8 @@ class ResourceFile:
     backup: BackupSide
     limits: Limits
     volumes: tuple[VolumeEntry, ...]
+    psk_file: str | None = None
+    psk_identity: str | None = None
     address_swapped: str | None = None
     fence: tuple[str, ...] | None = None  # (): none, in so many words
     is_swapped: bool = False
@@ -195,6 +197,8 @@ class ResourceFile:
     def check(self, side: Side, *, create: bool = False) -> None:
         """Look at the disks of ``side`` on this host; raise what is wrong.
 
+        And at the key file, if there is one.
+
         Each must be there, a regular file or a block device, have the size
         that the file gives, and be no other volume's disk.  Where both sides
         are on this host their sizes are compared too.  ``create`` makes a
@@ -202,6 +206,8 @@ class ResourceFile:
         an image that is there is never touched.
         """
         problems = Problems(self.file)
+        if self.psk_file is not None:
+            check_key(self.psk_file, self.psk_identity or self.name, problems)
         check_overlap(self, problems, (side,), resolve=True)
         check_disks(self, side, problems, create=create)
 
@@ -262,10 +268,12 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
     name = top.take("name", a_name)
     address = top.take("address", an_address)
     address_swapped = top.take("address_swapped", an_address, None)
-    tls = top.take("tls", a_tls, None)
-    for key, place in (("address", address), ("address_swapped", address_swapped)):
-        if place is not None and place.startswith("tcp:"):
-            _check_tcp(key, place, "tls" in values, problems)
+    tls = top.take("tls", choice("psk", "off"), None)
+    psk_file = top.take("psk_file", a_path, None)
+    psk_identity = top.take("psk_identity", an_identity, None)
+    _check_proof(values, "address", address, problems)
+    _check_proof(values, "address_swapped", address_swapped, problems)
+    _check_keys(values, problems)
     ack = top.take("ack", choice("durable", "memory"), "durable")
     commit_by = top.take("commit_by", choice("primary", "backup"), "primary")
     same_host = top.take("same_host", a_flag, True)
@@ -281,7 +289,7 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
         file=problems.file,
         name=name,
         address=address,
-        tls="off" if tls == "off" else None,
+        tls=tls,
         ack=ack,
         commit_by=commit_by,
         same_host=same_host,
@@ -292,26 +300,44 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
         volumes=tuple(volumes),
         address_swapped=address_swapped,
         fence=fence,
+        psk_file=psk_file,
+        psk_identity=psk_identity,
     )
 
 
-def _check_tcp(key: str, address: str, tls_is_said: bool, problems: Problems) -> None:
-    """TCP only on the loopback, and only where the file says so."""
-    if not is_loopback(address):
+def _check_proof(
+    values: Mapping[str, Any], key: str, address: str | None, problems: Problems
+) -> None:
+    """TCP with TLS, or without only where the file says so."""
+    if address is not None and address.startswith("tcp:") and "tls" not in values:
         problems.add(
             key,
-            "a unix: address, because this version has no TLS",
-            show(address),
-            "use a Unix socket and carry it over ssh "
-            "(ssh -L /run/remus/guest0.sock:/run/remus/guest0.sock HOST)",
-        )
-    elif not tls_is_said:
-        problems.add(
-            key,
-            'a unix: address, or tls = "off" beside it',
+            'tls = "psk" beside a tcp: address',
             f"{show(address)} without proof of who is there",
-            'use a Unix socket, or say tls = "off": this version has no TLS',
+            'add tls = "psk" and a psk_file; or tls = "off", if whoever can '
+            "connect there may replace the disks",
         )
+
+
+def _check_keys(values: Mapping[str, Any], problems: Problems) -> None:
+    """TLS with its key file; no half of it."""
+    tls = values.get("tls")
+    if tls == "psk" and "psk_file" not in values:
+        problems.add(
+            "psk_file",
+            'a key file beside tls = "psk"',
+            None,
+            f"make one with psktool -u {values.get('name', 'NAME')} -p FILE, copy "
+            "it to the other host, and name it as psk_file",
+        )
+    for key in ("psk_file", "psk_identity"):
+        if key in values and tls in (None, "off"):
+            problems.add(
+                key,
+                'tls = "psk" beside it',
+                "no tls" if tls is None else 'tls = "off"',
+                f'say tls = "psk", or remove {key}',
+            )
 
 
 def _read_primary(table: Table) -> PrimarySide:

@@ -368,11 +368,14 @@ def test_noise_on_the_socket_does_not_disturb(make_pair):
     ("change", "match"),
     [
         ({"address": "tcp:127.0.0.1:7790"}, 'tls = "off"'),
-        ({"address": "tcp:192.0.2.1:7790", "tls": "off"}, "only the loopback"),
+        ({"address": "tcp:192.0.2.1:7790"}, "proof of who is there"),
         ({"address": "somewhere"}, "expected unix:/path or tcp"),
         ({"address": "unix:relative"}, "absolute path"),
         ({"ack": "sometimes"}, '"durable", "memory"'),
-        ({"tls": "psk"}, "tls"),
+        ({"tls": "psk"}, "needs a psk_file"),
+        ({"tls": "on"}, "not one of None"),
+        ({"tls": "off", "psk_file": "/nosuch"}, "remove one of them"),
+        ({"psk_identity": "guest0"}, "no psk_file given"),
         ({"queue_bytes": 17}, "multiple of 4096"),
         ({"loss_ms": 300}, "at least 1000"),
         ({"volumes": []}, "no volumes"),
@@ -427,7 +430,7 @@ def test_tcp_on_the_loopback(tmp_path):
         segment_bytes=65536,
         ack="memory",
     ) as backup:
-        with pytest.raises(StateError, match="TLS"):
+        with pytest.raises(StateError, match="proof of who is there"):
             backup.serve(address)
         backup.serve(address, tls="off")
         with Primary(

@@ -143,8 +143,8 @@ def test_every_key_is_documented() -> None:
             assert key in example, key
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.3.4.5", "[::1]", "localhost"])
-def test_loopback_without_tls(host: str) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "192.0.2.7"])
+def test_tcp_without_tls_where_it_is_said(host: str) -> None:
     source = text(top='tls = "off"').replace(
         "unix:/run/remus/guest0.sock", f"tcp:{host}:7790"
     )
@@ -189,7 +189,25 @@ def test_no_durations(value: object) -> None:
         ({"top": "ack = ['durable']"}, "ack", "one of"),
         ({"top": "commit_by = 'both'"}, "commit_by", '"primary", "backup"'),
         ({"top": "same_host = 'no'"}, "same_host", "true or false"),
-        ({"top": "tls = 'on'"}, "tls", "this version has no TLS"),
+        ({"top": "tls = 'on'"}, "tls", '"psk", "off", got "on"'),
+        ({"top": "tls = 'psk'"}, "psk_file", "psktool -u guest0 -p FILE"),
+        ({"top": "psk_file = '/k'"}, "psk_file", 'tls = "psk" beside it, got no tls'),
+        (
+            {"top": "tls = 'off'\npsk_file = '/k'"},
+            "psk_file",
+            'got tls = "off"; fix: say tls = "psk", or remove psk_file',
+        ),
+        ({"top": "psk_identity = 'x'"}, "psk_identity", 'tls = "psk" beside it'),
+        (
+            {"top": "tls = 'psk'\npsk_file = 'k'"},
+            "psk_file",
+            "an absolute path",
+        ),
+        (
+            {"top": "tls = 'psk'\npsk_file = '/k'\npsk_identity = ''"},
+            "psk_identity",
+            "1 to 128 bytes",
+        ),
         ({"top": "akc = 'durable'"}, "akc", "did you mean ack?"),
         ({"top": "queue = '1MiB'"}, "queue", "queue belongs into [limits]"),
         ({"top": "state = '/x'"}, "state", "[primary] or [backup]"),
@@ -240,7 +258,7 @@ def test_a_bad_value(parts: dict[str, str], key: str, words: str) -> None:
         ("unix:/run/remus/guest0.sock", "tcp:h:0", "address", "tcp:HOST:PORT"),
         ("unix:/run/remus/guest0.sock", "unix:/" + 107 * "x", "address", "107 bytes"),
         ("unix:/run/remus/guest0.sock", "tcp:127.0.0.1:1", "address", 'tls = "off"'),
-        ("unix:/run/remus/guest0.sock", "tcp:10.0.0.2:1", "address", "has no TLS"),
+        ("unix:/run/remus/guest0.sock", "tcp:10.0.0.2:1", "address", 'tls = "psk"'),
         ("[limits]", "limits = 3\n[x]", "x", "unknown key x"),
     ],
 )
@@ -252,12 +270,16 @@ def test_a_bad_or_missing_value(old: str, new: str, key: str, words: str) -> Non
     assert words in line
 
 
-def test_another_host_is_refused_even_without_tls() -> None:
-    source = text(top='tls = "off"').replace(
-        "unix:/run/remus/guest0.sock", "tcp:192.0.2.7:7790"
-    )
+def test_another_host_needs_tls_or_the_word_off() -> None:
+    source = text().replace("unix:/run/remus/guest0.sock", "tcp:192.0.2.7:7790")
     line = problem(source)
-    assert "because this version has no TLS" in line and "ssh" in line
+    assert "without proof of who is there" in line and "a psk_file" in line
+    off = parse(source.replace("address", 'tls = "off"\naddress', 1))
+    assert (off.tls, off.psk_file) == ("off", None)
+    psk = 'tls = "psk"\npsk_file = "/etc/remus/k"\npsk_identity = "alice"\naddress'
+    resource = parse(source.replace("address", psk, 1))
+    assert resource.tls == "psk"
+    assert (resource.psk_file, resource.psk_identity) == ("/etc/remus/k", "alice")
 
 
 def test_volumes_must_be_there_and_be_tables() -> None:

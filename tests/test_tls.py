@@ -1,0 +1,496 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Who may connect: TLS with the shared key, and everybody who has none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import QUIET, SMALL
+from test_life import MIB, next_checkpoint, until
+from test_replica import checkpoint
+from test_stream import HELLO
+
+import formats
+from remus_native import Backup, ConfigError, Primary, RemusError, State, Volume
+
+IDENTITY = "guest0"
+KEY = "5a" * 32
+
+
+def key_file(folder: Path, name: str = "key", *lines: str, mode: int = 0o600) -> Path:
+    path = folder / name
+    path.write_text("".join(f"{line}\n" for line in lines or [f"{IDENTITY}:{KEY}"]))
+    path.chmod(mode)
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Tls:
+    """A backup that wants the key, on 127.0.0.1, and primaries for it."""
+
+    def __init__(self, folder: Path, size: int = MIB) -> None:
+        self.folder, self.port = folder, free_port()
+        self.key = key_file(folder)
+        for side in "pb":
+            (folder / side).mkdir()
+            with (folder / f"{side}.img").open("wb") as image:
+                image.truncate(size)
+        self.opened: list[Primary | Backup] = []
+        self.backup = Backup(
+            "guest0", state_dir=folder / "b", volumes=[Volume("xvda", folder / "b.img")],
+            psk_file=self.key, **{**SMALL, "journal_bytes": 4 * MIB},
+        )  # fmt: skip
+        self.opened.append(self.backup)
+        self.backup.serve(f"tcp:127.0.0.1:{self.port}")
+
+    def primary(self, **options) -> Primary:
+        settings = {"psk_file": self.key, "port": self.port, **QUIET, **options}
+        port = settings.pop("port")
+        primary = Primary(
+            "guest0", state_dir=self.folder / "p",
+            volumes=[Volume("xvda", self.folder / "p.img")],
+            address=f"tcp:127.0.0.1:{port}", connect_ms=10, **settings,
+        )  # fmt: skip
+        self.opened.append(primary)
+        return primary
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def refused(self, cause: str) -> int:
+        return sum(one.count for one in self.backup.refusals() if one.cause == cause)
+
+    def close(self) -> None:
+        for side in reversed(self.opened):
+            side.close()
+
+
+@pytest.fixture
+def tls(tmp_path):
+    made = Tls(tmp_path)
+    yield made
+    made.close()
+
+
+def gone(sock: socket.socket) -> bytes:
+    """What still comes until the other side closes; fails if it does not."""
+    data = b""
+    try:
+        while some := sock.recv(65536):
+            data += some
+    except ConnectionResetError:
+        pass
+    return data
+
+
+class Proxy(threading.Thread):
+    """Carries one connection and keeps what the client sent."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self.target = port
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.sent = bytearray()
+        self.start()
+
+    def run(self) -> None:
+        client, _ = self.listener.accept()
+        server = socket.create_connection(("127.0.0.1", self.target))
+        back = threading.Thread(target=self.carry, args=(server, client, None))
+        back.start()
+        self.carry(client, server, self.sent)
+        back.join()
+
+    @staticmethod
+    def carry(source: socket.socket, to: socket.socket, keep) -> None:
+        try:
+            while data := source.recv(65536):
+                if keep is not None:
+                    keep += data
+                to.sendall(data)
+        except OSError:
+            pass
+        for sock in (source, to):
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+
+# ---- with the key -------------------------------------------------------------
+
+
+def test_a_failover_with_tls(tls):
+    primary = tls.primary()
+    primary.wait_protected(30)
+    assert primary.status().security.startswith("TLS1.3 ECDHE-PSK")
+    assert tls.backup.status().security.startswith("TLS1.3 ECDHE-PSK")
+    primary.pwrite(0, os.urandom(MIB), 0)
+    epoch = checkpoint(primary)
+    primary.pwrite(0, bytes(4096), 0)
+    primary.close()
+    assert tls.backup.promote() == epoch
+    ours = (tls.folder / "p.img").read_bytes()
+    assert (tls.folder / "b.img").read_bytes()[4096:] == ours[4096:]
+
+
+def test_a_lost_link_comes_back_with_tls(tls):
+    primary = tls.primary()
+    primary.wait_protected(30)
+    for round in range(5):
+        primary.pwrite(0, os.urandom(100_000), round * 1000)
+        primary.commit(next_checkpoint(primary))
+        tls.backup.close()
+        until(lambda: not primary.status().connected)
+        primary.pwrite(0, os.urandom(5000), 500_000 + round)
+        tls.backup = Backup(
+            "guest0", state_dir=tls.folder / "b",
+            volumes=[Volume("xvda", tls.folder / "b.img")], psk_file=tls.key,
+            **{**SMALL, "journal_bytes": 4 * MIB},
+        )  # fmt: skip
+        tls.opened.append(tls.backup)
+        tls.backup.serve(f"tcp:127.0.0.1:{tls.port}")
+    epoch = next_checkpoint(primary)
+    primary.commit(epoch)
+    primary.close()
+    assert tls.backup.promote() == epoch
+    assert (tls.folder / "b.img").read_bytes() == (tls.folder / "p.img").read_bytes()
+
+
+def test_what_goes_over_the_wire_is_not_the_data(tls):
+    proxy = Proxy(tls.port)
+    primary = tls.primary(port=proxy.port)
+    primary.wait_protected(30)
+    secret = b"a secret of the guest, 32 bytes!" * 64
+    primary.pwrite(0, secret, 0)
+    checkpoint(primary)
+    assert len(proxy.sent) > len(secret)
+    assert secret[:16] not in proxy.sent
+
+
+def test_tls_on_a_unix_socket(tmp_path):
+    made = key_file(tmp_path)
+    for side in "pb":
+        (tmp_path / side).mkdir()
+        (tmp_path / f"{side}.img").write_bytes(bytes(65536))
+    backup = Backup("guest0", state_dir=tmp_path / "b", psk_file=made,
+                    volumes=[Volume("xvda", tmp_path / "b.img")], **SMALL)  # fmt: skip
+    primary = Primary("guest0", state_dir=tmp_path / "p", psk_file=made,
+                      volumes=[Volume("xvda", tmp_path / "p.img")],
+                      address=f"unix:{tmp_path}/sock")  # fmt: skip
+    try:
+        backup.serve(f"unix:{tmp_path}/sock")
+        primary.wait_protected(30)
+        assert primary.status().security.startswith("TLS1.3")
+    finally:
+        primary.close()
+        backup.close()
+
+
+@pytest.mark.skipif(not shutil.which("psktool"), reason="psktool is missing")
+def test_a_key_that_psktool_made(tmp_path):
+    path = tmp_path / "made"
+    subprocess.run(["psktool", "-u", IDENTITY, "-p", str(path), "-s", "32"],
+                   check=True, capture_output=True)  # fmt: skip
+    path.chmod(0o600)
+    made = Tls.__new__(Tls)
+    (tmp_path / "sides").mkdir()
+    made.__init__(tmp_path / "sides")
+    made.key.write_bytes(path.read_bytes())  # read again at each serve and open
+    made.backup.close()
+    made.backup = Backup(
+        "guest0", state_dir=tmp_path / "sides/b", psk_file=path,
+        volumes=[Volume("xvda", tmp_path / "sides/b.img")],
+        **{**SMALL, "journal_bytes": 4 * MIB},
+    )  # fmt: skip
+    made.opened.append(made.backup)
+    try:
+        made.backup.serve(f"tcp:127.0.0.1:{made.port}")
+        made.primary(psk_file=path).wait_protected(30)
+    finally:
+        made.close()
+
+
+# ---- key files -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "mode", "words"),
+    [
+        (["guest0:" + KEY], 0o640, "0600"),
+        (["guest0:" + KEY], 0o604, "0600"),
+        (["guest0:xyz"], 0o600, "line 1"),
+        (["guest0:abc"], 0o600, "line 1"),
+        (["guest0"], 0o600, "line 1"),
+        (["guest0:00"], 0o600, "bytes"),
+        (["other:" + KEY], 0o600, "guest0"),
+        ([""], 0o600, "guest0"),
+    ],
+)
+def test_a_wrong_key_file_is_refused_at_the_start(tmp_path, lines, mode, words):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p.img").write_bytes(bytes(65536))
+    bad = key_file(tmp_path, "bad", *lines, mode=mode)
+    with pytest.raises(RemusError) as caught:
+        Primary("guest0", state_dir=tmp_path / "p", psk_file=bad,
+                volumes=[Volume("xvda", tmp_path / "p.img")],
+                address="tcp:127.0.0.1:1")  # fmt: skip
+    assert "bad" in str(caught.value) and words in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+def test_tcp_needs_tls_or_its_refusal_in_words(tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p.img").write_bytes(bytes(65536))
+    common = {"state_dir": tmp_path / "p", "address": "tcp:127.0.0.1:1",
+              "volumes": [Volume("xvda", tmp_path / "p.img")]}  # fmt: skip
+    with pytest.raises(RemusError, match="tls"):
+        Primary("guest0", **common)
+    with pytest.raises(ConfigError):
+        Primary("guest0", psk_file=key_file(tmp_path), tls="off", **common)
+    Primary("guest0", tls="off", **common).close()
+
+
+# ---- without it -----------------------------------------------------------------
+
+
+def test_a_wrong_key(tls):
+    wrong = key_file(tls.folder, "wrong", f"{IDENTITY}:{'00' * 32}")
+    primary = tls.primary(psk_file=wrong)
+    until(lambda: tls.refused("key") >= 3)
+    status = primary.status()
+    assert status.state is State.CONNECTING and not status.connected
+    assert "key" in status.reason
+    # One source, one entry, however often.
+    assert len(tls.backup.refusals()) == 1
+    assert tls.backup.refusals()[0].source == "127.0.0.1"
+
+
+def test_an_unknown_identity(tls):
+    other = key_file(tls.folder, "other", f"somebody:{KEY}")
+    tls.primary(psk_file=other, psk_identity="somebody")
+    until(lambda: tls.refused("key"))
+
+
+def test_a_primary_without_tls(tls):
+    primary = tls.primary(psk_file=None, tls="off")
+    until(lambda: tls.refused("tls"))
+    assert not primary.status().connected
+
+
+def test_a_backup_without_tls(tmp_path):
+    """A primary that has a key takes no backup that can't prove it."""
+    made = Tls(tmp_path)
+    try:
+        made.backup.close()
+        made.backup = Backup(
+            "guest0", state_dir=tmp_path / "b",
+            volumes=[Volume("xvda", tmp_path / "b.img")],
+            **{**SMALL, "journal_bytes": 4 * MIB},
+        )  # fmt: skip
+        made.opened.append(made.backup)
+        made.backup.serve(f"tcp:127.0.0.1:{made.port}", tls="off")
+        primary = made.primary()
+        until(lambda: "no connection" not in primary.status().reason)
+        assert primary.status().state is State.CONNECTING
+        assert not made.backup.status().connected
+    finally:
+        made.close()
+
+
+def test_a_plain_hello(tls):
+    with tls.connect() as sock:
+        hello = formats.hello("guest0", [("xvda", MIB)])
+        sock.sendall(formats.encode(HELLO, hello, session=7))
+        gone(sock)
+    until(lambda: tls.refused("tls"))
+    assert not tls.backup.status().connected
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.0\r\n\r\n",
+        os.urandom(5000),
+        b"\x16\x03\x01\xff\xff" + bytes(70_000),  # a record beyond every limit
+        struct.pack(">BHH", 22, 0x0301, 4) + b"\x01\xff\xff\xff" * 5000,
+    ],
+)
+def test_garbage(tls, data):
+    with tls.connect() as sock:
+        try:
+            sock.sendall(data)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        gone(sock)
+    until(lambda: tls.backup.status().refused >= 1)
+
+
+def test_silence_and_drips_end_in_time(tls):
+    """Nothing at all, and a byte now and then: three seconds for either."""
+    start = time.monotonic()
+    with tls.connect() as silent, tls.connect() as drip:
+        stop = threading.Event()
+
+        def dripping():
+            for byte in b"\x16\x03\x01\x02\x00" + bytes(200):
+                try:
+                    drip.send(bytes([byte]))
+                except OSError:
+                    return
+                if stop.wait(0.1):
+                    return
+
+        thread = threading.Thread(target=dripping)
+        thread.start()
+        try:
+            gone(silent)
+            assert 2 < time.monotonic() - start < 6
+            gone(drip)
+            assert time.monotonic() - start < 8
+        finally:
+            stop.set()
+            thread.join()
+    until(lambda: tls.refused("silent") >= 1)
+
+
+def test_a_replayed_handshake(tls):
+    """Every byte that a real primary sent, once more."""
+    proxy = Proxy(tls.port)
+    primary = tls.primary(port=proxy.port)
+    primary.wait_protected(30)
+    primary.pwrite(0, b"x" * 10000, 0)
+    epoch = checkpoint(primary)
+    primary.close()
+    until(lambda: not tls.backup.status().connected)
+    recorded = bytes(proxy.sent)
+    before = tls.backup.status()
+    with tls.connect() as sock:
+        try:
+            sock.sendall(recorded)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        gone(sock)
+    until(lambda: tls.backup.status().refused >= 1)
+    after = tls.backup.status()
+    assert after.records == before.records
+    assert after.prepared_epoch == before.prepared_epoch == epoch
+    assert not after.connected
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is missing")
+def test_a_foreign_client_and_a_downgrade(tls):
+    """openssl with the right key: TLS 1.3 is let in, 1.2 is not."""
+
+    def s_client(*options: str) -> str:
+        done = subprocess.run(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{tls.port}",
+             "-psk_identity", IDENTITY, "-psk", KEY, *options],
+            input=b"", capture_output=True, timeout=30, check=False,
+        )  # fmt: skip
+        return done.stdout.decode("utf-8", "replace")
+
+    old = s_client("-tls1_2", "-cipher", "PSK:@SECLEVEL=0")
+    assert "Cipher is (NONE)" in old or "Cipher    : 0000" in old
+    until(lambda: tls.refused("tls"))
+    new = s_client("-tls1_3", "-ciphersuites", "TLS_AES_128_GCM_SHA256")
+    assert "TLSv1.3" in new and "TLS_AES_128_GCM_SHA256" in new
+
+
+def test_proven_but_wrong_hello(tls):
+    """The key proves who it is, not what it wants."""
+    other = Primary(
+        "guest1", state_dir=tls.folder / "p", connect_ms=10,
+        volumes=[Volume("xvda", tls.folder / "p.img")],
+        address=f"tcp:127.0.0.1:{tls.port}", psk_file=tls.key, psk_identity=IDENTITY,
+    )  # fmt: skip
+    tls.opened.append(other)
+    until(lambda: tls.refused("hello"))
+    until(lambda: "guest1" in other.status().reason)
+
+
+# ---- a crowd ---------------------------------------------------------------------
+
+
+def resources() -> tuple[int, int]:
+    """Resident kilobytes and open files of this process."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        rss = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+    return rss, len(os.listdir("/proc/self/fd"))
+
+
+def crowd(tls: Tls, connections: int) -> None:
+    primary = tls.primary()
+    primary.wait_protected(30)
+    quiet = []
+    for _ in range(50):
+        start = time.monotonic()
+        checkpoint(primary)
+        quiet.append(time.monotonic() - start)
+    attackers = subprocess.Popen(
+        ["python3", "-c", f"""
+import socket
+kept = []
+for i in range({connections}):
+    s = socket.socket()
+    s.settimeout(10)
+    try:
+        s.connect(("127.0.0.1", {tls.port}))
+        if i % 3 == 1:
+            s.sendall(b"\\x16\\x03\\x01\\x02\\x00\\x01")
+        elif i % 3 == 2:
+            s.sendall(b"hello?" * 20)
+    except OSError:
+        pass
+    kept.append(s)
+    if len(kept) > 300:
+        kept.pop(0).close()
+"""])  # fmt: skip
+    rss, files = resources()
+    most_rss, most_files, busy = rss, files, []
+    try:
+        while attackers.poll() is None:
+            primary.pwrite(0, os.urandom(4096), 0)
+            start = time.monotonic()
+            checkpoint(primary)
+            busy.append(time.monotonic() - start)
+            now_rss, now_files = resources()
+            most_rss, most_files = max(most_rss, now_rss), max(most_files, now_files)
+    finally:
+        attackers.kill()
+        attackers.wait()
+    assert len(busy) > 5
+    assert primary.status().state is State.PROTECTED
+    assert primary.status().stalls == 0
+    assert most_files - files <= 80  # 64 in the lobby
+    assert most_rss - rss < 40_000  # KiB
+    assert sorted(busy)[len(busy) // 2] < 0.5
+    until(lambda: tls.backup.status().refused >= connections * 9 // 10)
+    sources = tls.backup.refusals()
+    assert len(sources) == 1 and sources[0].source == "127.0.0.1"
+    epoch = checkpoint(primary)
+    primary.close()
+    assert tls.backup.promote() == epoch
+
+
+def test_a_crowd_does_not_disturb(tls):
+    crowd(tls, 1000)
+
+
+@pytest.mark.slow
+def test_ten_thousand_connections(tls):
+    crowd(tls, 10_000)
