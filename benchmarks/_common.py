@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -19,15 +21,20 @@ from remus_native import Backup, Export, Primary, Volume
 MIB = 1 << 20
 
 
-def serve(address: str, folder: str, ack: str) -> None:
+def serve(
+    address: str, folder: str, ack: str, key: str = "", journal: str = "0"
+) -> None:
     """The backup's process."""
     with Backup(
         "bench",
         state_dir=f"{folder}/backup",
         volumes=[Volume("disk", f"{folder}/backup.img")],
         ack=ack,  # type: ignore[arg-type]
+        psk_file=key or None,
+        journal_bytes=int(journal),
     ) as backup:
-        backup.serve(address)
+        tcp = address.startswith("tcp:")
+        backup.serve(address, tls="off" if tcp and not key else None)
         print("ready", flush=True)
         sys.stdin.read()
 
@@ -39,10 +46,55 @@ class Resource:
     primary: Primary
     folder: Path
     node: Path | None
+    process: subprocess.Popen[str]
+    address: str
+    ack: str
+    key: str = ""
+    journal: int = 0
+
+    def start_backup(self) -> None:
+        """Once more, after its process was killed."""
+        self.process = start(
+            self.address, str(self.folder), self.ack, self.key, self.journal
+        )
+
+    def kill_backup(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def start(
+    address: str, folder: str, ack: str, key: str, journal: int
+) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, __file__, address, folder, ack, key, str(journal)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    if process.stdout.readline() != "ready\n":
+        process.kill()
+        raise RuntimeError("the backup process did not start")
+    return process
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 @contextlib.contextmanager
-def resource(size: int, *, ack: str = "durable", export: bool) -> Iterator[Resource]:
+def resource(
+    size: int,
+    *,
+    ack: str = "durable",
+    export: bool,
+    tcp: bool = False,
+    tls: bool = False,
+    journal: int = 0,
+) -> Iterator[Resource]:
     """Both sides of a one-volume resource, each in its own process."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory("-remus")))
@@ -53,24 +105,21 @@ def resource(size: int, *, ack: str = "durable", export: bool) -> Iterator[Resou
                 # what is measured.
                 for _ in range(size // MIB):
                     image.write(bytes(MIB))
-        address = f"unix:{folder}/sock"
-        process = subprocess.Popen(
-            [sys.executable, __file__, address, str(folder), ack],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-        assert process.stdout is not None
-        if process.stdout.readline() != "ready\n":
-            raise RuntimeError("the backup process did not start")
+        address = f"tcp:127.0.0.1:{free_port()}" if tcp else f"unix:{folder}/sock"
+        key = ""
+        if tls:
+            key = str(folder / "key")
+            Path(key).write_text("bench:" + os.urandom(32).hex() + "\n")
+            os.chmod(key, 0o600)
+        process = start(address, str(folder), ack, key, journal)
         primary = stack.enter_context(
             Primary(
                 "bench",
                 state_dir=folder / "primary",
                 volumes=[Volume("disk", folder / "primary.img")],
                 address=address,
+                tls="off" if tcp and not tls else None,
+                psk_file=key or None,
                 ack=ack,  # type: ignore[arg-type]
             )
         )
@@ -80,7 +129,9 @@ def resource(size: int, *, ack: str = "durable", export: bool) -> Iterator[Resou
             (folder / "mount").mkdir()
             stack.enter_context(Export(primary, folder / "mount"))
             node = folder / "mount" / "disk"
-        yield Resource(primary, folder, node)
+        made = Resource(primary, folder, node, process, address, ack, key, journal)
+        stack.callback(made.kill_backup)
+        yield made
 
 
 def median_p99(values: Sequence[float]) -> tuple[float, float]:

@@ -73,8 +73,8 @@ enum remus_backup_role {
  *  128     4    flags of the checkpoint `applied` (or `target`)
  *  132     4    length of its tag
  *  136    32    its tag
- *  168   408    lineage of the primary (lineage.h): whose epochs these are
- *  576     4    CRC32C of bytes 0..575
+ *  168   312    lineage of the primary (lineage.h): whose epochs these are
+ *  480     4    CRC32C of bytes 0..479
  */
 struct remus_super {
     uint64_t sequence;

@@ -23,7 +23,9 @@
 
 #include "remus.h"
 
-#define REMUS_ANCESTORS_MAX 16
+/* With so many a state file's slot fits into one sector of 512 bytes: a torn
+ * write leaves the old one or the new one. */
+#define REMUS_ANCESTORS_MAX 12
 #define REMUS_LINEAGE_BYTES (24u + 24u * REMUS_ANCESTORS_MAX)
 
 struct remus_ancestor {

@@ -16,6 +16,8 @@
 #define LINEAGE_AT 32u
 #define CRC_AT (LINEAGE_AT + REMUS_LINEAGE_BYTES)
 
+_Static_assert(CRC_AT + 4 <= 512, "a slot in one sector");
+
 /* ---- the file ------------------------------------------------------------ */
 
 static uint32_t name_crc(const char *resource)

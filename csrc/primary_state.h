@@ -15,8 +15,8 @@
  *   16     8    limit: the first number that was not reserved
  *   24     4    flags: 1 = a backup may know this generation; 2 = fenced
  *   28     4    CRC32C of the resource's name
- *   32   408    lineage (lineage.h)
- *  440     4    CRC32C of bytes 0..439
+ *   32   312    lineage (lineage.h)
+ *  344     4    CRC32C of bytes 0..343
  */
 #ifndef REMUS_PRIMARY_STATE_H
 #define REMUS_PRIMARY_STATE_H

@@ -11,6 +11,8 @@
 #define LINEAGE_AT 168u
 #define CRC_AT (LINEAGE_AT + REMUS_LINEAGE_BYTES)
 
+_Static_assert(CRC_AT + 4 <= 512, "a slot in one sector");
+
 int remus_super_promoted(const struct remus_super *s)
 {
     return s->role == REMUS_SUPER_PROMOTING ||

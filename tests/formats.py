@@ -10,7 +10,7 @@ from dataclasses import dataclass
 PAGE = 4096
 HEADER = struct.Struct("<IBBHIIQQQQQII")
 SEGMENT = struct.Struct("<IIQIIQQQQIII12xI")
-SUPER = struct.Struct("<IIQIIQQQQQQQQQ8x16sQII32s408sI")
+SUPER = struct.Struct("<IIQIIQQQQQQQQQ8x16sQII32s312sI")
 
 WRITE, ZERO, BARRIER, ACK, COMMIT = 3, 4, 5, 6, 7
 
@@ -185,7 +185,7 @@ def superblock(data: bytes, resource: str) -> dict[str, int]:
         fields = SUPER.unpack(slot[: SUPER.size])
         if fields[0] != int.from_bytes(b"REMB", "little"):
             continue
-        if fields[-1] != crc32c(slot[:576]) or fields[4] != crc32c(resource.encode()):
+        if fields[-1] != crc32c(slot[:480]) or fields[4] != crc32c(resource.encode()):
             continue
         if fields[2] > best.get("sequence", -1):
             names = "sequence role name_crc applied base target last_epoch tail"
