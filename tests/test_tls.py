@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -12,13 +13,13 @@ import threading
 import time
 from pathlib import Path
 
+import formats
 import pytest
 from conftest import QUIET, SMALL
 from test_life import MIB, next_checkpoint, until
 from test_replica import checkpoint
 from test_stream import HELLO
 
-import formats
 from remus_native import Backup, ConfigError, Primary, RemusError, State, Volume
 
 IDENTITY = "guest0"
@@ -50,8 +51,8 @@ class Tls:
                 image.truncate(size)
         self.opened: list[Primary | Backup] = []
         self.backup = Backup(
-            "guest0", state_dir=folder / "b", volumes=[Volume("xvda", folder / "b.img")],
-            psk_file=self.key, **{**SMALL, "journal_bytes": 4 * MIB},
+            "guest0", state_dir=folder / "b",
+            volumes=[Volume("xvda", folder / "b.img")], psk_file=self.key, **{**SMALL, "journal_bytes": 4 * MIB},
         )  # fmt: skip
         self.opened.append(self.backup)
         self.backup.serve(f"tcp:127.0.0.1:{self.port}")
@@ -125,10 +126,8 @@ class Proxy(threading.Thread):
         except OSError:
             pass
         for sock in (source, to):
-            try:
+            with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
 
 # ---- with the key -------------------------------------------------------------
@@ -332,10 +331,8 @@ def test_a_plain_hello(tls):
 )
 def test_garbage(tls, data):
     with tls.connect() as sock:
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             sock.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
         gone(sock)
     until(lambda: tls.backup.status().refused >= 1)
 
@@ -380,10 +377,8 @@ def test_a_replayed_handshake(tls):
     recorded = bytes(proxy.sent)
     before = tls.backup.status()
     with tls.connect() as sock:
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             sock.sendall(recorded)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
         gone(sock)
     until(lambda: tls.backup.status().refused >= 1)
     after = tls.backup.status()
