@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Two hosts for tests: network namespaces joined by a veth pair.
+
+The guest is a process of its own (`guest_main`): it writes batch after batch,
+takes a checkpoint after each, and tells over a pipe what it did.  Batch k is
+a function of k, so the disk after k batches is known without asking anybody:
+that is the model against which every checkpoint is compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+SIZE = 2 << 20
+VOLUMES = ("xvda", "xvdb")
+SEGMENT, JOURNAL = 256 << 10, 16 << 20
+PRIMARY_IP, BACKUP_IP, PORT = "10.77.0.1", "10.77.0.2", 7790
+
+
+def batch(k: int) -> Iterator[tuple[str, int, bytes]]:
+    """The writes between checkpoint k - 1 and k; None data is a discard."""
+    rng = random.Random(k)
+    for _ in range(rng.randrange(1, 12)):
+        length = rng.choice((1, 511, 4096, 9000, 65536))
+        at = rng.randrange(SIZE - length)
+        data = b"" if rng.random() < 0.1 else bytes([rng.randrange(256)]) * length
+        yield rng.choice(VOLUMES), at, data or bytes(length)
+
+
+def disks_after(k: int) -> dict[str, bytes]:
+    disks = {name: bytearray(SIZE) for name in VOLUMES}
+    for i in range(1, k + 1):
+        for name, at, data in batch(i):
+            disks[name][at : at + len(data)] = data
+    return {name: bytes(data) for name, data in disks.items()}
+
+
+# ---- the guest and its primary: a process ---------------------------------------
+
+
+def guest_main(folder: str, address: str, options: str) -> None:
+    from remus_native import Primary, ReplicationLost, Volume
+
+    def tell(**words: Any) -> None:
+        sys.stdout.write(json.dumps({"t": time.monotonic(), **words}) + "\n")
+        sys.stdout.flush()
+
+    settings = json.loads(options)
+    start = settings.pop("batches", 0)
+    pause = settings.pop("pause", 0.002)
+    primary = Primary(
+        "guest0",
+        state_dir=f"{folder}/p",
+        volumes=[Volume(name, f"{folder}/p.{name}") for name in VOLUMES],
+        address=address,
+        tls="off",
+        idle_ms=3_600_000,
+        connect_ms=20,
+        **settings,
+    )
+
+    def watch() -> None:
+        last = None
+        while True:
+            status = primary.status()
+            now = (str(status.state), status.connected)
+            if now != last:
+                tell(state=now[0], connected=now[1], reason=status.reason)
+                last = now
+            time.sleep(0.002)
+
+    primary.session_begin()
+    threading.Thread(target=watch, daemon=True).start()
+    k = start
+    while True:
+        for name, at, data in batch(k + 1):
+            if any(data):
+                primary.pwrite(name, data, at)
+            else:
+                primary.discard(name, at, len(data))
+        k += 1
+        tell(at=k)
+        try:
+            epoch = primary.postsuspend()
+            tell(epoch=epoch, batches=k)
+            primary.preresume(epoch, timeout_s=60)
+            tell(acked=epoch)
+            if k % 3:
+                primary.commit(epoch)
+        except ReplicationLost:
+            tell(lost=k)
+        time.sleep(pause)
+
+
+class Guest:
+    """The process, and what it told."""
+
+    def __init__(self, hosts: Hosts, **options: Any) -> None:
+        self.batches: dict[int, int] = {}  # of each checkpoint
+        self.acked: list[int] = []
+        self.states: list[tuple[float, str, bool, str]] = []
+        self.at = options.get("batches", 0)
+        self.lost = 0
+        self.process = hosts.run(
+            "p", str(hosts.folder), f"tcp:{BACKUP_IP}:{PORT}", json.dumps(options)
+        )
+        self.thread = threading.Thread(target=self._listen)
+        self.thread.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with contextlib.suppress(json.JSONDecodeError):  # killed in a line
+                self._take(json.loads(line))
+
+    def _take(self, said: dict[str, Any]) -> None:
+        if "at" in said:
+            self.at = said["at"]
+        elif "epoch" in said:
+            self.batches[said["epoch"]] = said["batches"]
+        elif "acked" in said:
+            self.acked.append(said["acked"])
+        elif "lost" in said:
+            self.lost += 1
+        elif "state" in said:
+            self.states.append(
+                (said["t"], said["state"], said["connected"], said["reason"])
+            )
+
+    def wait(self, true: Callable[[], bool], what: str, seconds: float = 40) -> float:
+        start = time.monotonic()
+        while not true():
+            assert self.process.poll() is None, f"the guest died before: {what}"
+            assert time.monotonic() - start < seconds, (
+                f"not within {seconds} s: {what}; {self.states[-3:]}"
+            )
+            time.sleep(0.002)
+        return time.monotonic() - start
+
+    def protected(self, seconds: float = 40) -> float:
+        """Until a checkpoint of now has its ack; how long that took."""
+        known = len(self.acked)
+        return self.wait(lambda: len(self.acked) > known, "an ack", seconds)
+
+    def runs_on(self) -> None:
+        """The guest's writes pass, whatever the backup does."""
+        at = self.at
+        self.wait(lambda: self.at > at + 2, "writes")
+
+    def noticed(self, since: float, seconds: float = 20) -> float:
+        """When the loss after `since` was noticed: seconds."""
+        self.wait(
+            lambda: any(t > since and not up for t, _, up, _ in self.states),
+            "the loss",
+            seconds,
+        )
+        return next(t for t, _, up, _ in self.states if t > since and not up) - since
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.thread.join()
+
+
+# ---- the hosts ---------------------------------------------------------------------
+
+
+class Hosts:
+    """Namespaces, images, a backup process; `close` leaves nothing behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        tag = f"{os.getpid() % 100000:05d}{random.randrange(1000):03d}"
+        self.names = {"p": f"remp{tag}", "b": f"remb{tag}"}
+        self.backup: subprocess.Popen[str] | None = None
+        self.guests: list[Guest] = []
+        self.stack = contextlib.ExitStack()
+        for side in "pb":
+            (folder / side).mkdir()
+            for name in VOLUMES:
+                with (folder / f"{side}.{name}").open("wb") as image:
+                    image.truncate(SIZE)
+        for name in self.names.values():
+            ip("netns", "add", name)
+            self.stack.callback(ip, "netns", "del", name)
+        self.link()
+
+    def link(self) -> None:
+        """Join the two with a cable."""
+        p, b = self.names["p"], self.names["b"]
+        ip("link", "add", "ve", "netns", p, "type", "veth", "peer", "name", "ve",
+           "netns", b)  # fmt: skip
+        for name, address in ((p, PRIMARY_IP), (b, BACKUP_IP)):
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", "ve")
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "set", "ve", "up")
+
+    def cut(self, side: str = "b", up: bool = False) -> None:
+        """Pull the cable out at one end, or put it in again."""
+        ip("-n", self.names[side], "link", "set", "ve", "up" if up else "down")
+
+    def blackhole(self, side: str, on: bool = True) -> None:
+        """One host's packets vanish; the other one's still arrive."""
+        other = BACKUP_IP if side == "p" else PRIMARY_IP
+        verb = "add" if on else "del"
+        ip("-n", self.names[side], "route", verb, "blackhole", f"{other}/32")
+
+    def slow(self, rate: str | None) -> None:
+        """What the primary's host can send; None: without a limit."""
+        tc = ["tc", "-n", self.names["p"], "qdisc"]
+        what = (
+            ["add", "dev", "ve", "root", "tbf", "rate", rate, "burst", "16kb",
+             "latency", "100ms"]
+            if rate
+            else ["del", "dev", "ve", "root"]
+        )  # fmt: skip
+        subprocess.run([*tc, *what], check=True, capture_output=True)
+
+    def run(self, side: str, *arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", self.names[side], sys.executable, __file__, side,
+             *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.stack.callback(end, process)
+        return process
+
+    def start_backup(self) -> None:
+        self.backup = self.run("b", str(self.folder), f"tcp:{BACKUP_IP}:{PORT}")
+        assert self.backup.stdout is not None
+        line = self.backup.stdout.readline()
+        assert line == "ready\n", f"the backup said {line!r}"
+
+    def kill_backup(self) -> None:
+        assert self.backup is not None
+        end(self.backup)
+
+    def start_guest(self, **options: Any) -> Guest:
+        guest = Guest(self, **options)
+        self.guests.append(guest)
+        self.stack.callback(guest.kill)
+        return guest
+
+    def close(self) -> None:
+        self.stack.close()
+
+    # -- the proof
+
+    def prove(self, batches: dict[int, int], acked: list[int], at: int) -> int:
+        """Promote copies of the killed backup to all that it offers.
+
+        How many checkpoints were compared."""
+        offered = self.on_a_copy(lambda b, _: {cp.epoch for cp in b.checkpoints()})
+        # A barrier can have arrived whose number the guest had no time to tell.
+        untold = {e for e in offered if e not in batches and e > max(batches)}
+        known = {**batches, **dict.fromkeys(untold, at)}
+        first = min(known)
+        assert len(untold) <= 1
+        assert {e for e in acked if e >= min(offered)} <= offered
+        for epoch in offered:
+            if epoch not in known:
+                assert epoch <= first  # the copy that came before the guest
+                continue
+
+            def compare(backup: Any, folder: Path, epoch: int = epoch) -> None:
+                assert backup.promote(epoch) == epoch
+                want = disks_after(known[epoch])
+                for name in VOLUMES:
+                    got = (folder / f"b.{name}").read_bytes()
+                    assert got == want[name], f"{name} differs at {epoch}"
+
+            self.on_a_copy(compare)
+        return len(offered)
+
+    def on_a_copy(self, do: Callable[[Any, Path], Any]) -> Any:
+        from remus_native import Backup, Volume
+
+        folder = self.folder / "copy"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        shutil.copytree(self.folder / "b", folder / "b")
+        for name in VOLUMES:
+            shutil.copy(self.folder / f"b.{name}", folder / f"b.{name}")
+        with Backup(
+            "guest0",
+            state_dir=folder / "b",
+            volumes=[Volume(name, folder / f"b.{name}") for name in VOLUMES],
+            journal_bytes=JOURNAL,
+            segment_bytes=SEGMENT,
+            stale_ms=(1 << 32) - 1,
+        ) as backup:
+            return do(backup, folder)
+
+
+def backup_main(folder: str, address: str) -> None:
+    from remus_native import Backup, Volume
+
+    with Backup(
+        "guest0",
+        state_dir=f"{folder}/b",
+        volumes=[Volume(name, f"{folder}/b.{name}") for name in VOLUMES],
+        journal_bytes=JOURNAL,
+        segment_bytes=SEGMENT,
+    ) as backup:
+        backup.serve(address, tls="off", loss_ms=1000)
+        print("ready", flush=True)
+        sys.stdin.read()
+
+
+def ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr}")
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+
+
+def usable() -> str:
+    """Why namespaces can't be had here; "" if they can."""
+    if os.geteuid():
+        return "needs root for network namespaces"
+    if not shutil.which("ip") or not shutil.which("tc"):
+        return "iproute2 is missing"
+    name = f"remtry{os.getpid()}"
+    try:
+        ip("netns", "add", name)
+        ip("netns", "del", name)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    (guest_main if sys.argv[1] == "p" else backup_main)(*sys.argv[2:])
