@@ -279,6 +279,9 @@ int remus_backup_adopt(remus_backup *b);
 int remus_backup_copy_begin(remus_backup *b, int keep);
 int remus_backup_copy_data(remus_backup *b, const struct remus_record *r,
                            const unsigned char *payload);
+/* Read a disk as it is applied.  -EAGAIN: it was given free. */
+int remus_backup_read(remus_backup *b, unsigned int volume, void *buf,
+                      size_t len, uint64_t offset);
 int remus_backup_copy_flush(remus_backup *b);
 int remus_backup_copy_end(remus_backup *b, uint64_t first_epoch);
 /* The rest: apply_lock held by the caller. */

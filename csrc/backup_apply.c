@@ -393,6 +393,17 @@ int remus_backup_copy_data(remus_backup *b, const struct remus_record *r,
     return err;
 }
 
+int remus_backup_read(remus_backup *b, unsigned int volume, void *buf,
+                      size_t len, uint64_t offset)
+{
+    pthread_mutex_lock(&b->apply_lock);
+    const struct remus_disk *d = &b->disks[volume];
+    int err = d->file < 0 ? -EAGAIN
+                          : remus_io_read(b->io, d->file, buf, len, offset);
+    pthread_mutex_unlock(&b->apply_lock);
+    return err;
+}
+
 int remus_backup_copy_flush(remus_backup *b)
 {
     pthread_mutex_lock(&b->apply_lock);

@@ -100,6 +100,8 @@ static void free_export(remus_export *e)
     pthread_mutex_destroy(&e->lock);
     pthread_mutex_destroy(&e->interrupt_lock);
     pthread_cond_destroy(&e->drained);
+    pthread_rwlock_destroy(&e->source);
+    remus_standby_free(e);
     free(e->nodes);
     free(e->mountpoint);
     free(e);
@@ -111,7 +113,8 @@ void remus_export_free(remus_export *e)
     free_export(e);
 }
 
-static remus_export *new_export(remus_primary *p, const char *mountpoint,
+static remus_export *new_export(remus_primary *p, remus_backup *b,
+                                int auto_promote, const char *mountpoint,
                                 const struct remus_node *nodes)
 {
     remus_export *e = calloc(1, sizeof *e);
@@ -128,9 +131,13 @@ static remus_export *new_export(remus_primary *p, const char *mountpoint,
     pthread_mutexattr_destroy(&recursive);
     pthread_cond_init(&e->drained, &attr);
     pthread_condattr_destroy(&attr);
-    e->p = p;
+    pthread_rwlock_init(&e->source, NULL);
+    e->want = -1;
     e->since = time(NULL);
-    e->volumes = remus_primary_volume_count(p);
+    atomic_init(&e->p, p);
+    int err = p ? 0 : remus_standby_init(e, b, auto_promote);
+    if (p)
+        e->volumes = remus_primary_volume_count(p);
     e->mountpoint = realpath(mountpoint, NULL);
     e->nodes = calloc(e->volumes, sizeof *e->nodes);
     for (int i = 0; i < PENDING_MADE; i++) {
@@ -140,7 +147,7 @@ static remus_export *new_export(remus_primary *p, const char *mountpoint,
         w->next = e->free;
         e->free = w;
     }
-    if (!e->nodes || !e->mountpoint) {
+    if (err || !e->nodes || !e->mountpoint) {
         free_export(e);
         return NULL;
     }
@@ -187,14 +194,15 @@ static int mount_session(remus_export *e)
     return 0;
 }
 
-int remus_export_open(remus_primary *p, const char *mountpoint,
-                      const struct remus_node *nodes, remus_export **out)
+static int open_export(remus_primary *p, remus_backup *b, int auto_promote,
+                       const char *mountpoint,
+                       const struct remus_node *nodes, remus_export **out)
 {
     *out = NULL;
     int err = check_mountpoint(mountpoint);
     if (err)
         return err;
-    remus_export *e = new_export(p, mountpoint, nodes);
+    remus_export *e = new_export(p, b, auto_promote, mountpoint, nodes);
     if (!e)
         return remus_fail(-ENOMEM, "mount %s: out of memory", mountpoint);
     err = mount_session(e);
@@ -215,6 +223,19 @@ int remus_export_open(remus_primary *p, const char *mountpoint,
     }
     *out = e;
     return 0;
+}
+
+int remus_export_open(remus_primary *p, const char *mountpoint,
+                      const struct remus_node *nodes, remus_export **out)
+{
+    return open_export(p, NULL, 0, mountpoint, nodes, out);
+}
+
+int remus_standby_open(remus_backup *b, const char *mountpoint,
+                       const struct remus_node *nodes, int auto_promote,
+                       remus_export **out)
+{
+    return open_export(NULL, b, auto_promote, mountpoint, nodes, out);
 }
 
 int remus_export_alive(remus_export *e)
@@ -261,6 +282,7 @@ void remus_export_close(remus_export *e)
 {
     if (!e)
         return;
+    remus_standby_end(e);
     for (int i = 0; i < e->running; i++)
         pthread_cancel(e->threads[i]);
     for (int i = 0; i < e->running; i++)

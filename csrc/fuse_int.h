@@ -3,6 +3,7 @@
  * The FUSE node, inside:
  *   fuse_export.c  mount, workers, close
  *   fuse_node.c    the operations on the directory and its files
+ *   fuse_standby.c  the same where there is no primary yet
  *
  * A fixed number of workers read requests and carry them out.  None of them
  * ever waits for the network or for another request: a write without room
@@ -10,7 +11,8 @@
  * through a callback.  (With 12 workers held by writes an ioctl 20 took
  * 4.7 s.)
  *
- * Locks: export.lock is a leaf; nothing is called with it held.
+ * Locks: export.lock is a leaf; nothing is called with it held.  `source` is
+ * held (shared) while the backup is used, (exclusively) to let go of it.
  */
 #ifndef REMUS_FUSE_INT_H
 #define REMUS_FUSE_INT_H
@@ -19,6 +21,7 @@
 
 #include <fuse_lowlevel.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <time.h>
 
 #include "primary.h"
@@ -34,8 +37,23 @@ struct remus_pending {
     struct remus_pending *next; /* export.lock */
 };
 
+/* Somebody opens a disk for writing and waits for the promote. */
+struct remus_opener {
+    fuse_req_t req;
+    struct fuse_file_info fi;
+    struct remus_opener *next; /* export.lock */
+};
+
 struct remus_export {
-    remus_primary *p;      /* constant */
+    _Atomic(remus_primary *) p; /* NULL: a backup's; set once */
+    char **names, **paths; /* constant; only if it began as a backup's */
+    uint64_t *sizes;       /* ditto */
+    int auto_promote;      /* constant */
+    int want;              /* constant: eventfd, -1: none */
+    pthread_rwlock_t source;
+    remus_backup *b;       /* source; NULL: let go of, or a primary's */
+    int ended;             /* lock: no opener waits any more */
+    struct remus_opener *openers; /* lock */
     struct fuse_session *se; /* constant */
     char *mountpoint;      /* constant */
     unsigned int volumes;  /* constant */
@@ -56,6 +74,21 @@ struct remus_export {
 
 /* The operations, for fuse_session_new. */
 extern const struct fuse_lowlevel_ops remus_fuse_operations;
+
+/* fuse_standby.c */
+int remus_standby_init(remus_export *e, remus_backup *b, int auto_promote);
+void remus_standby_free(remus_export *e);
+void remus_standby_status(remus_export *e, struct remus_status *s);
+/* 0 or -errno; waits for the backup's disk, and for an apply under way. */
+int remus_standby_read(remus_export *e, unsigned int volume, void *buf,
+                       size_t len, uint64_t offset);
+/* Keep the open until the nodes turn.  1; 0: they have; -errno. */
+int remus_standby_park(remus_export *e, struct remus_opener *o);
+/* Nobody waits any more. */
+void remus_standby_end(remus_export *e);
+
+/* fuse_node.c: answer an opener and free it; err: errno, or 0. */
+void remus_node_opened(remus_export *e, struct remus_opener *o, int err);
 
 /* Free an export that nobody uses any more. */
 void remus_export_free(remus_export *e);

@@ -96,6 +96,25 @@ static void on_acked(void *opaque, int result)
 
 /* ---- attributes -------------------------------------------------------- */
 
+/* NULL: there is none yet. */
+static remus_primary *primary_of(remus_export *e)
+{
+    return atomic_load(&e->p);
+}
+
+static uint64_t size_of(remus_export *e, unsigned int volume)
+{
+    return e->sizes ? e->sizes[volume]
+                    : remus_primary_size(primary_of(e), volume);
+}
+
+static const char *name_of(remus_export *e, unsigned int volume)
+{
+    if (!e->names)
+        return remus_primary_volume_name(primary_of(e), volume);
+    return volume < e->volumes ? e->names[volume] : NULL;
+}
+
 static int volume_of(const remus_export *e, fuse_ino_t ino)
 {
     if (ino < INO_VOLUME || ino >= INO_VOLUME + e->volumes)
@@ -124,7 +143,7 @@ static int fill_attr(remus_export *e, fuse_ino_t ino, struct stat *st)
         st->st_uid = n->uid;
         st->st_gid = n->gid;
         pthread_mutex_unlock(&e->lock);
-        uint64_t size = remus_primary_size(e->p, (unsigned int)volume);
+        uint64_t size = size_of(e, (unsigned int)volume);
         st->st_size = (off_t)size;
         st->st_blocks = (blkcnt_t)(size / 512);
     } else {
@@ -145,7 +164,7 @@ static fuse_ino_t inode_of(remus_export *e, const char *name)
     if (!strcmp(name, "status.json"))
         return INO_JSON;
     for (unsigned int i = 0; i < e->volumes; i++)
-        if (!strcmp(name, remus_primary_volume_name(e->p, i)))
+        if (!strcmp(name, name_of(e, i)))
             return INO_VOLUME + i;
     return 0;
 }
@@ -188,7 +207,7 @@ static void ll_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr,
     /* A disk does not change its size. */
     if ((to_set & FUSE_SET_ATTR_SIZE) &&
         (uint64_t)attr->st_size !=
-            remus_primary_size(e->p, (unsigned int)volume)) {
+            size_of(e, (unsigned int)volume)) {
         fuse_reply_err(req, EINVAL);
         return;
     }
@@ -217,7 +236,7 @@ static const char *entry_name(remus_export *e, off_t index, fuse_ino_t *ino)
         return fixed[index];
     }
     *ino = (fuse_ino_t)(INO_VOLUME + index - 4);
-    return remus_primary_volume_name(e->p, (unsigned int)(index - 4));
+    return name_of(e, (unsigned int)(index - 4));
 }
 
 static void ll_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
@@ -254,7 +273,7 @@ static void ll_statfs(fuse_req_t req, fuse_ino_t ino)
     remus_export *e = of(req);
     struct statvfs fs = {.f_bsize = 4096, .f_frsize = 4096, .f_namemax = 63};
     for (unsigned int i = 0; i < e->volumes; i++)
-        fs.f_blocks += remus_primary_size(e->p, i) / 4096;
+        fs.f_blocks += size_of(e, i) / 4096;
     fs.f_files = e->volumes + 2;
     fuse_reply_statfs(req, &fs);
 }
@@ -275,43 +294,30 @@ static struct handle *open_status(remus_export *e, int json)
     h->volume = -1;
     h->writes = 0;
     atomic_init(&h->sent, 0);
-    remus_primary_status(e->p, &status);
+    if (primary_of(e))
+        remus_primary_status(primary_of(e), &status);
+    else
+        remus_standby_status(e, &status);
     int n = remus_status_format(&status, json, h->text, STATUS_BYTES);
     h->len = n > 0 ? (size_t)n : 0;
     return h;
 }
 
-static void ll_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+static struct handle *open_volume(int volume, int writes)
 {
-    remus_export *e = of(req);
-    struct handle *h;
-    int volume = volume_of(e, ino);
-    if (ino == FUSE_ROOT_ID) {
-        fuse_reply_err(req, EISDIR);
-        return;
+    struct handle *h = malloc(sizeof *h);
+    if (h) {
+        h->volume = volume;
+        h->writes = writes;
+        h->len = 0;
+        atomic_init(&h->sent, 0);
     }
-    if (volume >= 0) {
-        int writes = (fi->flags & O_ACCMODE) != O_RDONLY;
-        if (writes && remus_primary_writer_opens(e->p)) {
-            fuse_reply_err(req, EROFS);
-            return;
-        }
-        h = malloc(sizeof *h);
-        if (h) {
-            h->volume = volume;
-            h->writes = writes;
-            h->len = 0;
-            atomic_init(&h->sent, 0);
-        } else if (writes) {
-            remus_primary_writer_closes(e->p);
-        }
-    } else {
-        h = open_status(e, ino == INO_JSON);
-    }
-    if (!h) {
-        fuse_reply_err(req, ENOMEM);
-        return;
-    }
+    return h;
+}
+
+static void reply_opened(remus_export *e, fuse_req_t req,
+                         struct fuse_file_info *fi, struct handle *h)
+{
     fi->fh = (uintptr_t)h;
     fi->direct_io = 1;
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 15)
@@ -320,9 +326,74 @@ static void ll_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     if (fuse_reply_open(req, fi)) {
         /* The opener was interrupted: no release will come. */
         if (h->writes)
-            remus_primary_writer_closes(e->p);
+            remus_primary_writer_closes(primary_of(e));
         free(h);
     }
+}
+
+/* Of a disk that a primary serves, for writing. */
+static void open_to_write(remus_export *e, fuse_req_t req,
+                          struct fuse_file_info *fi, int volume)
+{
+    if (remus_primary_writer_opens(primary_of(e))) {
+        fuse_reply_err(req, EROFS);
+        return;
+    }
+    struct handle *h = open_volume(volume, 1);
+    if (h) {
+        reply_opened(e, req, fi, h);
+        return;
+    }
+    remus_primary_writer_closes(primary_of(e));
+    fuse_reply_err(req, ENOMEM);
+}
+
+void remus_node_opened(remus_export *e, struct remus_opener *o, int err)
+{
+    if (err)
+        fuse_reply_err(o->req, err);
+    else /* `fh` told the volume meanwhile */
+        open_to_write(e, o->req, &o->fi, (int)o->fi.fh);
+    free(o);
+}
+
+/* Of a disk of a backup, for writing: it is promoted first, or not at all. */
+static void open_later(remus_export *e, fuse_req_t req,
+                       const struct fuse_file_info *fi, int volume)
+{
+    struct remus_opener *o = malloc(sizeof *o);
+    if (!o) {
+        fuse_reply_err(req, ENOMEM);
+        return;
+    }
+    *o = (struct remus_opener){.req = req, .fi = *fi};
+    o->fi.fh = (uint64_t)volume;
+    int rc = remus_standby_park(e, o);
+    if (rc <= 0)
+        remus_node_opened(e, o, -rc);
+}
+
+static void ll_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    remus_export *e = of(req);
+    int volume = volume_of(e, ino);
+    if (ino == FUSE_ROOT_ID) {
+        fuse_reply_err(req, EISDIR);
+        return;
+    }
+    if (volume >= 0 && (fi->flags & O_ACCMODE) != O_RDONLY) {
+        if (primary_of(e))
+            open_to_write(e, req, fi, volume);
+        else
+            open_later(e, req, fi, volume);
+        return;
+    }
+    struct handle *h = volume >= 0 ? open_volume(volume, 0)
+                                   : open_status(e, ino == INO_JSON);
+    if (h)
+        reply_opened(e, req, fi, h);
+    else
+        fuse_reply_err(req, ENOMEM);
 }
 
 static void ll_release(fuse_req_t req, fuse_ino_t ino,
@@ -331,9 +402,9 @@ static void ll_release(fuse_req_t req, fuse_ino_t ino,
     (void)ino;
     struct handle *h = of_file(fi);
     if (atomic_load(&h->sent))
-        remus_primary_ioctl_release(of(req)->p, (unsigned int)h->volume);
+        remus_primary_ioctl_release(primary_of(of(req)), (unsigned int)h->volume);
     if (h->writes)
-        remus_primary_writer_closes(of(req)->p);
+        remus_primary_writer_closes(primary_of(of(req)));
     free(h);
     fuse_reply_err(req, 0);
 }
@@ -399,8 +470,8 @@ static void ll_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
     struct handle *h = of_file(fi);
     uint64_t at = (uint64_t)off;
     uint64_t end = h->volume < 0 ? h->len
-                                 : remus_primary_size(
-                                       e->p, (unsigned int)h->volume);
+                                 : size_of(
+                                       e, (unsigned int)h->volume);
     if (at >= end || !size) {
         fuse_reply_buf(req, NULL, 0);
         return;
@@ -413,8 +484,11 @@ static void ll_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
         fuse_reply_buf(req, h->text + at, size);
         return;
     }
-    int err = remus_primary_pread(e->p, (unsigned int)h->volume,
-                                  remus_fuse_buffer(), size, at);
+    unsigned int volume = (unsigned int)h->volume;
+    unsigned char *to = remus_fuse_buffer();
+    int err = primary_of(e)
+                  ? remus_primary_pread(primary_of(e), volume, to, size, at)
+                  : remus_standby_read(e, volume, to, size, at);
     if (err)
         fuse_reply_err(req, -err);
     else
@@ -427,12 +501,12 @@ static void ll_write(fuse_req_t req, fuse_ino_t ino, const char *buf,
     (void)ino;
     remus_export *e = of(req);
     struct handle *h = of_file(fi);
-    if (h->volume < 0) {
-        fuse_reply_err(req, EPERM);
+    if (h->volume < 0 || !primary_of(e)) {
+        fuse_reply_err(req, h->volume < 0 ? EPERM : EROFS);
         return;
     }
     unsigned int volume = (unsigned int)h->volume;
-    uint64_t end = remus_primary_size(e->p, volume);
+    uint64_t end = size_of(e, volume);
     /* As on a block device: what begins at the end has no space, what
      * crosses it is cut. */
     if ((uint64_t)off >= end) {
@@ -442,7 +516,7 @@ static void ll_write(fuse_req_t req, fuse_ino_t ino, const char *buf,
     if (size > end - (uint64_t)off)
         size = (size_t)(end - (uint64_t)off);
     struct remus_pending *w = pending_take(e, req, size);
-    int rc = w ? remus_primary_submit_write(e->p, volume, buf, size,
+    int rc = w ? remus_primary_submit_write(primary_of(e), volume, buf, size,
                                             (uint64_t)off, on_written, w)
                : -ENOMEM;
     if (rc == REMUS_PARKED)
@@ -457,9 +531,10 @@ static void ll_fsync(fuse_req_t req, fuse_ino_t ino, int datasync,
     (void)ino;
     (void)datasync;
     struct handle *h = of_file(fi);
-    int err = h->volume < 0 ? 0
-                            : remus_primary_flush(of(req)->p,
-                                                  (unsigned int)h->volume);
+    remus_primary *p = primary_of(of(req));
+    int err = h->volume < 0 || !p
+                  ? 0
+                  : remus_primary_flush(p, (unsigned int)h->volume);
     fuse_reply_err(req, -err);
 }
 
@@ -476,7 +551,7 @@ static void ll_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off,
         return;
     }
     unsigned int volume = (unsigned int)h->volume;
-    uint64_t end = remus_primary_size(e->p, volume);
+    uint64_t end = size_of(e, volume);
     uint64_t at = (uint64_t)off, n = (uint64_t)len;
     if (at > end || n > end - at) {
         /* Punching beyond the end changes nothing there; anything else
@@ -487,12 +562,16 @@ static void ll_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off,
         }
         n = at < end ? end - at : 0;
     }
+    if (!primary_of(e)) {
+        fuse_reply_err(req, EROFS);
+        return;
+    }
     if (!what || !n) {
         fuse_reply_err(req, 0);
         return;
     }
     struct remus_pending *w = pending_take(e, req, 0);
-    int rc = w ? remus_primary_submit_zero(e->p, volume, at, n, on_zeroed, w)
+    int rc = w ? remus_primary_submit_zero(primary_of(e), volume, at, n, on_zeroed, w)
                : -ENOMEM;
     if (rc == REMUS_PARKED)
         return;
@@ -520,14 +599,14 @@ static void ll_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
 
 static void ioctl_send(fuse_req_t req, struct handle *h, uint64_t tag)
 {
-    int rc = remus_primary_ioctl_send(of(req)->p, (unsigned int)h->volume,
+    int rc = remus_primary_ioctl_send(primary_of(of(req)), (unsigned int)h->volume,
                                       tag);
     if (rc < 0) {
         fuse_reply_err(req, -rc);
         return;
     }
     if (!atomic_exchange(&h->sent, 1))
-        remus_primary_ioctl_attach(of(req)->p);
+        remus_primary_ioctl_attach(primary_of(of(req)));
     fuse_reply_ioctl(req, rc, NULL, 0);
 }
 
@@ -538,7 +617,7 @@ static void on_interrupt(fuse_req_t req, void *data)
     /* It comes when it comes: let the request be parked first. */
     pthread_mutex_lock(&e->interrupt_lock);
     pthread_mutex_unlock(&e->interrupt_lock);
-    remus_primary_wait_cancel_id(e->p, (uint64_t)(uintptr_t)data, -EINTR);
+    remus_primary_wait_cancel_id(primary_of(e), (uint64_t)(uintptr_t)data, -EINTR);
 }
 
 /*
@@ -549,20 +628,20 @@ static void ioctl_wait(fuse_req_t req, struct handle *h, uint64_t arg)
 {
     remus_export *e = of(req);
     if (arg == REMUS_WAIT_CANCEL) {
-        remus_primary_wait_cancel(e->p, h, -ECANCELED);
+        remus_primary_wait_cancel(primary_of(e), h, -ECANCELED);
         fuse_reply_ioctl(req, 0, NULL, 0);
         return;
     }
     int64_t limit = arg && arg < REMUS_WAIT_CANCEL ? (int64_t)arg : -1;
     struct remus_pending *w = pending_take(e, req, 0);
-    uint64_t id = remus_primary_wait_id(e->p);
+    uint64_t id = remus_primary_wait_id(primary_of(e));
     int rc = -ENOMEM;
     if (w) {
         pthread_mutex_lock(&e->interrupt_lock);
         fuse_req_interrupt_func(req, on_interrupt, (void *)(uintptr_t)id);
         rc = fuse_req_interrupted(req)
                  ? -EINTR
-                 : remus_primary_ioctl_wait(e->p, (unsigned int)h->volume,
+                 : remus_primary_ioctl_wait(primary_of(e), (unsigned int)h->volume,
                                             limit, h, id, on_acked, w);
         pthread_mutex_unlock(&e->interrupt_lock);
     }
@@ -589,6 +668,13 @@ static void ll_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd,
         return;
     }
     struct handle *h = of_file(fi);
+    int ours = cmd == REMUS_IOCTL_SEND_CHECKPOINT ||
+               cmd == REMUS_IOCTL_WAIT_CHECKPOINT_ACK ||
+               cmd == REMUS_IOCTL_COMMIT_CHECKPOINT;
+    if (!ours || !primary_of(e)) {
+        fuse_reply_err(req, ours ? EPROTO : ENOTTY);
+        return;
+    }
     int rc;
     switch (cmd) {
     case REMUS_IOCTL_SEND_CHECKPOINT:
@@ -598,7 +684,7 @@ static void ll_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd,
         ioctl_wait(req, h, (uint64_t)(uintptr_t)arg);
         break;
     case REMUS_IOCTL_COMMIT_CHECKPOINT:
-        rc = remus_primary_ioctl_commit(e->p, (unsigned int)h->volume);
+        rc = remus_primary_ioctl_commit(primary_of(e), (unsigned int)h->volume);
         if (rc < 0)
             fuse_reply_err(req, -rc);
         else

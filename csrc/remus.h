@@ -632,6 +632,32 @@ REMUS_API int remus_export_open(remus_primary *p, const char *mountpoint,
                                 const struct remus_node *nodes,
                                 remus_export **out);
 
+/*
+ * The same on the backup's host, before it is promoted: the nodes have their
+ * place, size and mode; reading gives the applied state (it waits for an apply
+ * under way); the checkpoint ioctls fail with EPROTO.  Opening one for writing
+ * fails with EROFS, or, with `auto_promote` 1, waits, without holding a worker
+ * up, until the owner of the export calls turn or refuse.  So a toolstack that
+ * just opens its disk on the backup's host works unchanged.
+ * Errors: as remus_export_open().
+ */
+REMUS_API int remus_standby_open(remus_backup *b, const char *mountpoint,
+                                 const struct remus_node *nodes,
+                                 int auto_promote, remus_export **out);
+/* 1: somebody waits with an open for writing.  Never blocks. */
+REMUS_API int remus_standby_wanted(remus_export *e);
+/* Use the backup no more, so that it can be closed: until the turn, reading
+ * gives what its images hold.  Waits for reads under way. */
+REMUS_API void remus_standby_release(remus_export *e);
+/*
+ * From here on `p`, the primary that took the promoted backup over, serves the
+ * nodes; who waits is let in.  `p` must outlive the export.  Never blocks.
+ * Errors: -EINVAL it has other volumes.
+ */
+REMUS_API int remus_standby_turn(remus_export *e, remus_primary *p);
+/* There is no promote: who waits gets `err` (an errno).  Never blocks. */
+REMUS_API void remus_standby_refuse(remus_export *e, int err);
+
 /* 1 while mounted, 0 once it was unmounted from outside.  Never blocks. */
 REMUS_API int remus_export_alive(remus_export *e);
 

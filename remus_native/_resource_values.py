@@ -50,6 +50,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "same_host",
         "allow_inconsistent",
         "fence",
+        "auto_promote",
         "primary",
         "backup",
         "limits",

@@ -27,8 +27,17 @@ from ._fence import FenceWatch, run_fence
 from ._progress import LiveLine, bytes_text, quoted, with_progress
 from ._statistics import FILES
 from .control import ControlServer
-from .errors import StateError
-from .replica import Backup, Checkpoint, Export, Primary, Refusal, State, Status
+from .errors import RemusError, StateError
+from .replica import (
+    Backup,
+    Checkpoint,
+    Export,
+    Primary,
+    Refusal,
+    Standby,
+    State,
+    Status,
+)
 from .resource_file import ResourceFile
 
 __all__ = [
@@ -183,9 +192,19 @@ def serve_backup(
 ) -> int:
     """Be the backup of ``resource`` until a signal; the exit code."""
     turned = False
+    standby: Standby | None = None
     with stop_signals() as signals, contextlib.ExitStack() as stack:
+        state, mount = resource.backup.state, resource.backup.mount
+        if resource.backup.serves:
+            _detach_dead_mount(mount)
+        inside = resource.backup.serves and _is_inside(mount, state)
         _make_directories(
-            resource, private=[resource.backup.state, resource.backup.journal]
+            resource,
+            passable=[state] if inside else [],
+            private=[resource.backup.journal]
+            if inside
+            else [state, resource.backup.journal],
+            public=[mount] if resource.backup.serves else [],
         )
         resource.check("backup", create=create)
         backup = with_progress(
@@ -201,7 +220,7 @@ def serve_backup(
         def promote(**names: Any) -> dict[str, Any]:
             nonlocal turned
             result = promote_and_tell(resource, backup, **names)
-            if names.get("turn"):
+            if names.get("turn") or standby is not None:
                 turned = True
                 watch.stop()
             return result
@@ -230,10 +249,31 @@ def serve_backup(
         backup.serve(
             resource.address, tls=resource.tls, loss_ms=resource.limits.loss_ms
         )
+        if resource.backup.serves and backup.status().state is not State.PROMOTED:
+            standby = Standby(
+                backup, mount, nodes=resource.nodes(),
+                auto_promote=resource.auto_promote,
+            )  # fmt: skip
         _ready("backup", resource)
-        watch.run(server)
+
+        def alive() -> bool:
+            nonlocal turned, standby
+            if standby is not None and not standby.alive:
+                say(f"{mount} was unmounted by somebody else: the backup goes on")
+                standby.close()
+                standby = None
+            if standby is not None and standby.wanted:
+                turned = _promote_for_opener(resource, backup, standby)
+            return not turned
+
+        watch.run(server, alive=alive)
         if not turned:
             notify_systemd("STOPPING=1")
+        elif standby is not None:
+            standby.release()  # it outlives the backup
+    if turned and standby is not None:
+        say(f"{resource.name}: promoted: this side is the primary now")
+        return serve_primary(resource.swapped(), standby=standby)
     if turned:
         say(f"{resource.name}: roles are swapped: this side is the primary now")
         return serve_primary(resource.swapped())
@@ -243,22 +283,47 @@ def serve_backup(
 # ---- primary -----------------------------------------------------------------
 
 
-def serve_primary(resource: ResourceFile) -> int:
+def _is_inside(mount: str, state: str) -> bool:
+    return mount.startswith(state.rstrip("/") + "/")
+
+
+def _promote_for_opener(
+    resource: ResourceFile, backup: Backup, standby: Standby
+) -> bool:
+    """Somebody opens a disk for writing: promote, or say why not."""
+    try:
+        result = promote_and_tell(resource, backup)
+    except RemusError as error:
+        say(f"{resource.name}: not promoted for who opens a disk for writing: {error}")
+        standby.refuse(error.errno or errno.EIO)
+        return False
+    say(
+        f"{resource.name}: promoted to checkpoint {result['checkpoint']}, because "
+        "somebody opened a disk for writing"
+    )
+    return True
+
+
+def serve_primary(resource: ResourceFile, *, standby: Standby | None = None) -> int:
     """Be the primary of ``resource`` until a signal; the exit code."""
     lib.remus_harden_process()  # before any thread is there
     with stop_signals() as signals, contextlib.ExitStack() as stack:
-        _detach_dead_mount(resource.primary.mount)
+        if standby is not None:
+            stack.callback(standby.close)
+        else:
+            _detach_dead_mount(resource.primary.mount)
         state, mount = resource.primary.state, resource.primary.mount
         # Who serves the guest may be another user, and must reach the nodes:
         # through the state directory without seeing what is in it.
-        inside = mount.startswith(state.rstrip("/") + "/")
+        inside = _is_inside(mount, state)
         _make_directories(
             resource,
             private=[] if inside else [state],
             passable=[state] if inside else [],
-            public=[mount],
+            public=[mount] if standby is None else [],
         )
-        resource.check("primary")
+        if standby is None:
+            resource.check("primary")
         nodes = resource.nodes()
         limits = resource.limits
         warn_without_tls(resource)
@@ -284,7 +349,12 @@ def serve_primary(resource: ResourceFile) -> int:
             psk_identity=resource.psk_identity,
         )
         stack.callback(_close, primary, f"stopping the primary of {resource.name}")
-        export = Export(primary, resource.primary.mount, nodes=nodes)
+        export: Export | Standby
+        if standby is not None:
+            standby.turn(primary)
+            export = standby
+        else:
+            export = Export(primary, resource.primary.mount, nodes=nodes)
         stack.callback(export.close)
         watch = _Watch(resource, primary.status, signals)
         fence = FenceWatch(resource, primary)

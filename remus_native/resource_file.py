@@ -106,6 +106,7 @@ class PrimarySide:
     state: str
     mount: str
     journal: str = ""  # where it is the backup
+    serves: bool = False  # ... and its nodes are there then, too
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class BackupSide:
     state: str
     journal: str
     mount: str = ""  # where it is the primary
+    serves: bool = False  # its nodes are there before it is promoted
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class ResourceFile:
     psk_identity: str | None = None
     address_swapped: str | None = None
     fence: tuple[str, ...] | None = None  # (): none, in so many words
+    auto_promote: bool = False
     is_swapped: bool = False
 
     def swapped(self) -> ResourceFile:
@@ -174,10 +177,16 @@ class ResourceFile:
             address=address,
             address_swapped=self.address,
             primary=PrimarySide(
-                self.backup.state, self.backup.mount, self.backup.journal
+                self.backup.state,
+                self.backup.mount,
+                self.backup.journal,
+                self.backup.serves,
             ),
             backup=BackupSide(
-                self.primary.state, self.primary.journal, self.primary.mount
+                self.primary.state,
+                self.primary.journal,
+                self.primary.mount,
+                self.primary.serves,
             ),
             volumes=tuple(
                 dataclasses.replace(v, primary=v.backup, backup=v.primary)
@@ -279,8 +288,12 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
     same_host = top.take("same_host", a_flag, True)
     allow_inconsistent = top.take("allow_inconsistent", a_flag, False)
     fence = top.take("fence", a_fence, None)
+    auto_promote = top.take("auto_promote", a_flag, False)
     primary = _read_primary(top.table("primary"))
     backup = _read_backup(top.table("backup"))
+    primary = dataclasses.replace(primary, serves=backup.serves)
+    if auto_promote:
+        _check_auto_promote(fence, backup, problems)
     limits = _read_limits(top.table("limits"))
     volumes = _read_volumes(values, problems)
     if problems.lines:
@@ -300,9 +313,29 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
         volumes=tuple(volumes),
         address_swapped=address_swapped,
         fence=fence,
+        auto_promote=bool(auto_promote),
         psk_file=psk_file,
         psk_identity=psk_identity,
     )
+
+
+def _check_auto_promote(
+    fence: tuple[str, ...] | None, backup: BackupSide, problems: Problems
+) -> None:
+    if fence is None:
+        problems.add(
+            "fence",
+            "a command, or \"none\" in so many words, beside auto_promote = true",
+            None,
+            "name the command that makes sure that the other host does not write",
+        )
+    if not backup.serves:
+        problems.add(
+            "backup.mount",
+            "a directory for the nodes that auto_promote is about",
+            None,
+            "add mount to [backup]; usually the same as in [primary]",
+        )
 
 
 def _check_proof(
@@ -355,6 +388,7 @@ def _read_backup(table: Table) -> BackupSide:
         state,
         table.take("journal", a_path, f"{state}/journal"),
         table.take("mount", a_path, f"{state}/mount"),
+        "mount" in table.values,
     )
 
 

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Nodes on the backup's host, before and while it is promoted: the disks
+ * have their size, mode and place already, and reading gives the applied
+ * state.  Who opens one for writing waits (no worker does) until the owner
+ * of the export has promoted the backup and turns the nodes over to a
+ * primary, or refuses.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "backup.h"
+#include "error.h"
+#include "fuse_int.h"
+
+int remus_standby_init(remus_export *e, remus_backup *b, int auto_promote)
+{
+    e->b = b;
+    e->auto_promote = auto_promote;
+    e->volumes = b->disk_count;
+    e->want = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    e->names = calloc(e->volumes, sizeof *e->names);
+    e->paths = calloc(e->volumes, sizeof *e->paths);
+    e->sizes = calloc(e->volumes, sizeof *e->sizes);
+    if (!e->names || !e->paths || !e->sizes || e->want < 0)
+        return -ENOMEM;
+    for (unsigned int i = 0; i < e->volumes; i++) {
+        e->names[i] = strdup(b->disks[i].name);
+        e->paths[i] = strdup(b->disks[i].path);
+        e->sizes[i] = b->disks[i].size;
+        if (!e->names[i] || !e->paths[i])
+            return -ENOMEM;
+    }
+    return 0;
+}
+
+void remus_standby_free(remus_export *e)
+{
+    for (unsigned int i = 0; e->names && i < e->volumes; i++)
+        free(e->names[i]);
+    for (unsigned int i = 0; e->paths && i < e->volumes; i++)
+        free(e->paths[i]);
+    free(e->names);
+    free(e->paths);
+    free(e->sizes);
+    if (e->want >= 0)
+        close(e->want);
+}
+
+void remus_standby_status(remus_export *e, struct remus_status *s)
+{
+    memset(s, 0, sizeof *s);
+    pthread_rwlock_rdlock(&e->source);
+    if (e->b)
+        remus_backup_status(e->b, s);
+    else
+        s->state = REMUS_STATE_PROMOTED;
+    pthread_rwlock_unlock(&e->source);
+}
+
+/* Once promoted the images are what they are, and nobody's until the turn. */
+static int read_image(const remus_export *e, unsigned int volume, void *buf,
+                      size_t len, uint64_t offset)
+{
+    remus_io *io = remus_io_system();
+    int file = io->open(io, e->paths[volume], O_RDONLY);
+    if (file < 0)
+        return file;
+    int err = remus_io_read(io, file, buf, len, offset);
+    io->close(io, file);
+    return err;
+}
+
+int remus_standby_read(remus_export *e, unsigned int volume, void *buf,
+                       size_t len, uint64_t offset)
+{
+    int err = -EAGAIN;
+    pthread_rwlock_rdlock(&e->source);
+    if (e->b)
+        err = remus_backup_read(e->b, volume, buf, len, offset);
+    pthread_rwlock_unlock(&e->source);
+    return err == -EAGAIN ? read_image(e, volume, buf, len, offset) : err;
+}
+
+/* Keep the open until the nodes turn.  1; 0: they have; -errno. */
+int remus_standby_park(remus_export *e, struct remus_opener *o)
+{
+    uint64_t one = 1;
+    int rc = 1;
+    pthread_mutex_lock(&e->lock);
+    if (atomic_load(&e->p))
+        rc = 0;
+    else if (!e->auto_promote || e->ended)
+        rc = -EROFS;
+    if (rc > 0) {
+        o->next = e->openers;
+        e->openers = o;
+    }
+    pthread_mutex_unlock(&e->lock);
+    if (rc > 0) {
+        ssize_t n = write(e->want, &one, sizeof one);
+        (void)n; /* an eventfd takes 2^64-2 of them */
+    }
+    return rc;
+}
+
+static struct remus_opener *take_openers(remus_export *e)
+{
+    uint64_t count;
+    pthread_mutex_lock(&e->lock);
+    struct remus_opener *o = e->openers;
+    e->openers = NULL;
+    pthread_mutex_unlock(&e->lock);
+    ssize_t n = read(e->want, &count, sizeof count);
+    (void)n;
+    return o;
+}
+
+static void answer(remus_export *e, struct remus_opener *o, int err)
+{
+    while (o) {
+        struct remus_opener *next = o->next;
+        remus_node_opened(e, o, err);
+        o = next;
+    }
+}
+
+int remus_standby_wanted(remus_export *e)
+{
+    struct pollfd p = {.fd = e->want, .events = POLLIN};
+    return e->want >= 0 && poll(&p, 1, 0) > 0;
+}
+
+void remus_standby_release(remus_export *e)
+{
+    pthread_rwlock_wrlock(&e->source);
+    e->b = NULL;
+    pthread_rwlock_unlock(&e->source);
+}
+
+int remus_standby_turn(remus_export *e, remus_primary *p)
+{
+    if (remus_primary_volume_count(p) != e->volumes)
+        return remus_fail(-EINVAL, "mount %s: the primary has %u volumes, the "
+                                   "nodes are %u",
+                          e->mountpoint, remus_primary_volume_count(p),
+                          e->volumes);
+    for (unsigned int i = 0; i < e->volumes; i++)
+        if (strcmp(remus_primary_volume_name(p, i), e->names[i]) ||
+            remus_primary_size(p, i) != e->sizes[i])
+            return remus_fail(-EINVAL,
+                              "mount %s: volume %u is %s of the primary, the "
+                              "node is %s",
+                              e->mountpoint, i,
+                              remus_primary_volume_name(p, i), e->names[i]);
+    remus_standby_release(e);
+    pthread_mutex_lock(&e->lock);
+    atomic_store(&e->p, p);
+    pthread_mutex_unlock(&e->lock);
+    answer(e, take_openers(e), 0);
+    return 0;
+}
+
+void remus_standby_refuse(remus_export *e, int err)
+{
+    answer(e, take_openers(e), err > 0 ? err : EIO);
+}
+
+void remus_standby_end(remus_export *e)
+{
+    pthread_mutex_lock(&e->lock);
+    e->ended = 1;
+    pthread_mutex_unlock(&e->lock);
+    if (e->want >= 0)
+        answer(e, take_openers(e), EROFS);
+}

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Nodes on the backup's host: there before the promote, and after it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from test_cli import DEADLINE_S, Host, host, start_primary, wait_for
+from test_cli_roles import is_now, mounts_of, node, status, with_fence
+from test_failback import Hosts, checkpoint, fill, hosts
+
+from remus_native import Node, Standby, State
+from remus_native.cli import main
+
+__all__ = ["host", "hosts"]  # fixtures
+
+pytestmark = pytest.mark.fuse
+
+
+@contextlib.contextmanager
+def standby_of(hosts: Hosts, backup, **options):
+    mount = hosts.folder / "mount"
+    mount.mkdir(exist_ok=True)
+    made = Standby(backup, mount, **options)
+    try:
+        yield made
+    finally:
+        made.close()
+        subprocess.run(["umount", "-l", mount], capture_output=True, check=False)
+
+
+def opener(path: Path, results: list) -> threading.Thread:
+    """A thread that opens for writing and notes a file or an errno."""
+
+    def run() -> None:
+        try:
+            results.append(os.open(path, os.O_RDWR))
+        except OSError as error:
+            results.append(-error.errno)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+# ---- the nodes ------------------------------------------------------------------
+
+
+def test_reading_gives_the_applied_state(hosts):
+    backup = hosts.backup("b")
+    primary = hosts.primary("a")
+    fill(primary, 1)
+    with standby_of(hosts, backup, nodes=[Node(7, 8, 0o640)]) as standby:
+        disk = Path(standby.mountpoint) / "xvda"
+        assert disk.stat().st_size == hosts.size
+        assert (disk.stat().st_uid, disk.stat().st_gid) == (7, 8)
+        assert disk.stat().st_mode & 0o777 == 0o640
+        assert disk.read_bytes() == bytes(hosts.size)  # nothing is committed
+        epoch = checkpoint(primary)
+        wait_for("apply", lambda: backup.status().applied_epoch >= epoch)
+        assert disk.read_bytes() == hosts.data("a")
+        assert "Protected" in (disk.parent / "status").read_text()
+        for flags in (os.O_WRONLY, os.O_RDWR):
+            with pytest.raises(OSError) as caught:
+                os.open(disk, flags)
+            assert caught.value.errno == errno.EROFS
+        assert not standby.wanted
+
+
+def test_checkpoint_ioctls_say_that_it_is_no_primary(hosts):
+    import fcntl
+
+    backup = hosts.backup("b")
+    with standby_of(hosts, backup) as standby:
+        fd = os.open(f"{standby.mountpoint}/xvda", os.O_RDONLY)
+        try:
+            for number in (20, 30, 40):
+                with pytest.raises(OSError) as caught:
+                    fcntl.ioctl(fd, number, 0)
+                assert caught.value.errno == errno.EPROTO
+            with pytest.raises(OSError) as caught:
+                fcntl.ioctl(fd, 21, 0)
+            assert caught.value.errno == errno.ENOTTY
+        finally:
+            os.close(fd)
+
+
+def test_an_open_waits_for_the_turn(hosts):
+    backup = hosts.backup("b")
+    primary = hosts.primary("a")
+    fill(primary, 1)
+    first = checkpoint(primary)
+    primary.close()
+    wait_for("apply", lambda: backup.status().applied_epoch >= first)
+    with standby_of(hosts, backup, auto_promote=True) as standby:
+        disk = Path(standby.mountpoint) / "xvda"
+        reader = os.open(disk, os.O_RDONLY)
+        opened: list = []
+        threads = [opener(disk, opened) for _ in range(20)]  # more than workers
+        wait_for("the wish", lambda: standby.wanted)
+        assert os.pread(reader, 4, 0) == hosts.data("a")[:4]  # nobody else waits
+        assert disk.stat().st_size == hosts.size
+        assert not opened
+        backup.promote()
+        standby.release()
+        backup.close()
+        assert os.pread(reader, 4, 0) == hosts.data("a")[:4]
+        new = hosts.primary("b", wait=False)
+        standby.turn(new)
+        for thread in threads:
+            thread.join(30)
+        assert len(opened) == 20 and all(fd >= 0 for fd in opened)
+        assert new.status().writers == 20
+        os.pwrite(opened[0], b"a new life", 0)
+        assert os.pread(reader, 10, 0) == b"a new life"
+        assert new.pread(0, 10, 0) == b"a new life"
+        # The old host follows, through the very same nodes.
+        back = hosts.backup("a")
+        new.wait_protected(30)
+        os.pwrite(opened[1], b"replicated", 8192)
+        epoch = checkpoint(new)
+        for fd in [*opened, reader]:
+            os.close(fd)
+        wait_for("the closes", lambda: new.status().writers == 0)
+        new.close()  # and with it the nodes
+        assert back.promote() == epoch
+        assert hosts.data("a") == hosts.data("b")
+
+
+def test_a_refusal_reaches_who_waits(hosts):
+    backup = hosts.backup("b")
+    with standby_of(hosts, backup, auto_promote=True) as standby:
+        opened: list = []
+        thread = opener(Path(standby.mountpoint) / "xvda", opened)
+        wait_for("the wish", lambda: standby.wanted)
+        standby.refuse(errno.EBUSY)
+        thread.join(30)
+        assert opened == [-errno.EBUSY]
+        assert not standby.wanted
+
+
+def test_close_ends_the_wait(hosts):
+    backup = hosts.backup("b")
+    with standby_of(hosts, backup, auto_promote=True) as standby:
+        opened: list = []
+        thread = opener(Path(standby.mountpoint) / "xvda", opened)
+        wait_for("the wish", lambda: standby.wanted)
+        backup.close()  # closes its nodes first
+        thread.join(30)
+        assert opened and opened[0] < 0
+
+
+def test_an_opener_that_is_killed_leaves_nothing(hosts):
+    backup = hosts.backup("b")
+    primary = hosts.primary("a")
+    checkpoint(primary)
+    primary.close()
+    with standby_of(hosts, backup, auto_promote=True) as standby:
+        disk = f"{standby.mountpoint}/xvda"
+        process = subprocess.Popen(["dd", "if=/dev/zero", f"of={disk}", "count=1"],
+                                   stderr=subprocess.DEVNULL)  # fmt: skip
+        wait_for("the wish", lambda: standby.wanted)
+        process.send_signal(signal.SIGKILL)
+        backup.promote()
+        standby.release()
+        backup.close()
+        new = hosts.primary("b", wait=False)
+        standby.turn(new)
+        process.wait(30)
+        wait_for("its end", lambda: new.status().writers == 0)
+
+
+# ---- the process ------------------------------------------------------------------
+
+
+def with_nodes(host: Host, fence: str = '"none"') -> None:
+    text = host.file.read_text()
+    text = text.replace("[primary]", f"auto_promote = true\nfence = {fence}\n[primary]")
+    text = text.replace("[backup]\n", f'[backup]\nmount = "{host.folder}/b/mount"\n')
+    host.file.write_text(text)
+    mounts_of(host, "p", "b")
+
+
+def mounted(host: Host, side: str) -> bool:
+    return os.path.ismount(host.folder / side / "mount")
+
+
+def test_opening_the_disk_promotes_and_it_stays_protected(host: Host) -> None:
+    with_nodes(host)
+    host.start_backup()
+    wait_for("nodes", lambda: mounted(host, "b"))
+    primary = start_primary(host)
+    with node(host).open("r+b", buffering=0) as disk:
+        disk.write(b"before")
+        # It is in use there: whoever opens it here is told so.
+        with pytest.raises(OSError) as caught:
+            os.open(node(host, "b"), os.O_RDWR)
+        assert caught.value.errno == errno.EBUSY
+    wait_for(
+        "a checkpoint",
+        lambda: Path(node(host, "b")).read_bytes()[:6] == b"before",
+    )
+    primary.kill()
+    primary.wait()
+    start = time.monotonic()
+    with node(host, "b").open("r+b", buffering=0) as disk:
+        assert time.monotonic() - start < 9  # libxl waits 10 s
+        assert disk.read(6) == b"before"
+        disk.seek(0)
+        disk.write(b"after!")
+        assert status(host, "b")["role"] == "primary"
+        # The old host comes back as the backup, with nodes of its own.
+        old = host.start("backup", "--swapped")
+        wait_for("protection", lambda: is_now(host, "b", "primary", "Protected"))
+        assert is_now(host, "p", "backup", "Protected")
+        disk.seek(4096)
+        disk.write(b"replicated")
+    wait_for(
+        "it over there",
+        lambda: Path(node(host)).read_bytes()[4096:4106] == b"replicated",
+    )
+    assert old.poll() is None
+
+
+def test_without_the_fence_no_open_promotes(host: Host) -> None:
+    with_fence(host, "exit 1")
+    text = host.file.read_text()
+    text = text.replace("[primary]", "auto_promote = true\n[primary]")
+    text = text.replace("[backup]\n", f'[backup]\nmount = "{host.folder}/b/mount"\n')
+    host.file.write_text(text)
+    mounts_of(host, "p", "b")
+    host.start_backup()
+    wait_for("nodes", lambda: mounted(host, "b"))
+    primary = host.open_primary()
+    epoch = primary.postsuspend()
+    primary.preresume(epoch, 30)
+    primary.commit(epoch)
+    primary.close()
+    wait_for("its end", lambda: not status(host, "b")["connected"])
+    with pytest.raises(OSError) as caught:
+        os.open(node(host, "b"), os.O_RDWR)
+    assert caught.value.errno == errno.EIO
+    assert status(host, "b")["state"] == State.STANDBY
+    # An operator's word: the nodes turn with it.
+    assert main(["promote", "--fenced", str(host.file)]) == 0
+    wait_for("the turn", lambda: is_now(host, "b", "primary", "Connecting"))
+    with node(host, "b").open("r+b", buffering=0) as disk:
+        disk.write(b"x")
+
+
+def test_a_backup_with_nodes_ends_cleanly(host: Host) -> None:
+    with_nodes(host)
+    backup = host.start_backup()
+    wait_for("nodes", lambda: mounted(host, "b"))
+    backup.terminate()
+    assert backup.wait(DEADLINE_S) == 0
+    assert not mounted(host, "b")
+
+
+def test_a_backup_goes_on_without_its_nodes(host: Host) -> None:
+    with_nodes(host)
+    host.start_backup()
+    wait_for("nodes", lambda: mounted(host, "b"))
+    subprocess.run(["umount", "-l", host.folder / "b/mount"], check=True)
+    primary = host.open_primary()
+    epoch = primary.postsuspend()
+    primary.preresume(epoch, 30)
+    assert status(host, "b")["state"] == State.PROTECTED
