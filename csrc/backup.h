@@ -7,6 +7,7 @@
  *   backup_apply.c  apply, checkpoint, copy: out of the journal
  *   backup_promote.c  failover
  *   backup_compare.c  hashes of blocks, for a primary that lost its map
+ *   backup_verify.c  the same while a stream goes on
  *   backup_net.c    the threads and the connection
  *   lobby.c         who wants to connect, until it has proven itself
  *   backup_test.c   the same, driven record by record (tests)
@@ -249,6 +250,14 @@ int remus_backup_collect_closed(remus_backup *b);
 int remus_backup_compare(remus_backup *b, const struct remus_record *r,
                          const unsigned char *hashes,
                          unsigned char bits[REMUS_HASH_BLOCKS / 8]);
+
+int remus_backup_check_hashes(const remus_backup *b,
+                              const struct remus_record *r);
+/* backup_verify.c: the same in the middle of a stream (session thread).
+ * -EAGAIN: an apply is under way. */
+int remus_backup_verify(remus_backup *b, const struct remus_record *r,
+                        const unsigned char *hashes,
+                        unsigned char bits[REMUS_HASH_BLOCKS / 8]);
 
 /* Fields of ACK, APPLIED, PING as of now. */
 void remus_backup_progress(remus_backup *b, struct remus_record *r);

@@ -78,11 +78,9 @@ static int compare(remus_backup *b, const struct remus_record *r,
     return 0;
 }
 
-int remus_backup_compare(remus_backup *b, const struct remus_record *r,
-                         const unsigned char *hashes,
-                         unsigned char bits[REMUS_HASH_BLOCKS / 8])
+int remus_backup_check_hashes(const remus_backup *b,
+                              const struct remus_record *r)
 {
-    memset(bits, 0, REMUS_HASH_BLOCKS / 8);
     uint64_t blocks = (r->range + REMUS_DIRTY_BLOCK - 1) / REMUS_DIRTY_BLOCK;
     if (r->volume >= b->disk_count || !r->range ||
         r->offset % REMUS_DIRTY_BLOCK || blocks > REMUS_HASH_BLOCKS ||
@@ -95,8 +93,19 @@ int remus_backup_compare(remus_backup *b, const struct remus_record *r,
                           (unsigned long long)r->range,
                           (unsigned long long)r->offset, r->volume,
                           r->length);
+    return 0;
+}
+
+int remus_backup_compare(remus_backup *b, const struct remus_record *r,
+                         const unsigned char *hashes,
+                         unsigned char bits[REMUS_HASH_BLOCKS / 8])
+{
+    memset(bits, 0, REMUS_HASH_BLOCKS / 8);
+    int err = remus_backup_check_hashes(b, r);
+    if (err)
+        return err;
     pthread_mutex_lock(&b->apply_lock);
-    int err = remus_backup_collect_closed(b);
+    err = remus_backup_collect_closed(b);
     if (!err)
         err = compare(b, r, hashes, bits);
     pthread_mutex_unlock(&b->apply_lock);

@@ -271,8 +271,17 @@ static int on_hashes(struct remus_backup_net *net,
                                   .offset = r->offset,
                                   .range = r->range,
                                   .session = r->session,
+                                  .number = r->number,
                                   .length = sizeof bits};
-    int err = remus_backup_compare(net->b, r, payload, bits);
+    pthread_mutex_lock(&net->b->lock);
+    int streaming = net->b->expect_epoch != 0;
+    pthread_mutex_unlock(&net->b->lock);
+    int err = streaming ? remus_backup_verify(net->b, r, payload, bits)
+                        : remus_backup_compare(net->b, r, payload, bits);
+    if (err == -EAGAIN) {
+        answer.flags = REMUS_HASH_BUSY;
+        err = 0;
+    }
     return err ? err : send_record(net, &answer, bits);
 }
 

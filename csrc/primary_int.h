@@ -12,6 +12,7 @@
  *   primary_epochs.c  statistics: what an epoch took and came to
  *   primary_state.c   generation and epoch numbers that survive the process
  *   take_over.c       a promoted backup goes on as a primary
+ *   primary_verify.c  comparing both sides while the guest runs
  *   primary_fence.c   who may write: giving way, writers, being failed away
  *   dirty.c           what the backup may lack
  *   sendq.c           the queue between writers and socket
@@ -68,7 +69,8 @@ enum remus_request_kind {
     REMUS_REQ_WRITE,  /* local write, then queue */
     REMUS_REQ_ZERO,
     REMUS_REQ_COPY,   /* read locally, then queue: copy and catch-up */
-    REMUS_REQ_HOLE    /* queue as zeroes if it is a hole, else -EAGAIN */
+    REMUS_REQ_HOLE,   /* queue as zeroes if it is a hole, else -EAGAIN */
+    REMUS_REQ_HASH    /* read locally, queue the hashes of its blocks */
 };
 
 enum remus_request_step {
@@ -82,7 +84,10 @@ struct remus_request {
     unsigned int volume;
     struct remus_range range;
     const unsigned char *data;    /* WRITE, COPY: bytes of the range */
-    unsigned char *into;          /* COPY: where it is read to */
+    unsigned char *into;          /* COPY, HASH: where it is read to */
+    unsigned char *hashes;        /* HASH: of its blocks */
+    uint64_t session;             /* HASH: the one that it is for */
+    int64_t *asked;               /* HASH: where its number goes */
     unsigned char *owned;         /* freed with the request, or NULL */
     uint64_t queued;              /* bytes of the range in the queue */
     uint32_t set;                 /* pinned in the dirty map, see do_local */
@@ -174,6 +179,8 @@ struct remus_primary {
     int taking;                   /* a new generation is being stored */
     int fenced;                   /* no write passes any more */
     unsigned int writers;         /* open files that may write */
+    struct remus_verify verify;   /* the one under way, or the last one */
+    int verify_cancel;
     int asked;                    /* the backup asks us to give way: 1, and
                                      REMUS_ASK_* shifted left by one */
     int gave_way;                 /* by our own word, not by a promote */
@@ -213,7 +220,9 @@ struct remus_primary {
     uint64_t catch_epoch;         /* ends the copy or catch-up; 0: none */
     int caught_up;                /* all of that is queued */
     int direct;                   /* it went straight to the disks */
-    int hash_answered;            /* the block hashes that were asked */
+    int64_t hash_asked;           /* the newest question about block hashes */
+    int64_t hash_answered;        /* the newest one that has its answer */
+    int hash_busy;                /* ... which is: once more */
     unsigned char hash_bits[REMUS_HASH_BLOCKS / 8]; /* which differ */
     uint64_t progress_ns;         /* last ack, or the first barrier after */
     uint64_t progress_spent;      /* `spent` at the last ack */
@@ -296,6 +305,12 @@ int remus_primary_copy_range(remus_primary *p, unsigned int volume,
 /* Queue a range as zeroes if it is a hole.  -EAGAIN: it is not. */
 int remus_primary_copy_hole(remus_primary *p, unsigned int volume,
                             uint64_t offset, uint64_t len);
+/* Queue the hashes of a range, read with the range held, as a question to the
+ * backup of this session; blocks.  -EPROTO: it is not connected any more. */
+int remus_primary_hash_range(remus_primary *p, unsigned int volume,
+                             uint64_t offset, size_t len, unsigned char *buf,
+                             unsigned char *hashes, uint64_t session,
+                             int64_t *question);
 /* Age in ns of the oldest write that waits for room; 0: none (lock). */
 uint64_t remus_primary_oldest_wait(remus_primary *p, uint64_t now);
 int remus_primary_check_io(remus_primary *p, unsigned int volume,
@@ -331,6 +346,8 @@ void remus_primary_attend(remus_primary *p);
 int remus_primary_own_checkpoint(remus_primary *p, uint64_t *epoch);
 
 /* primary_link.c */
+/* Wait at most `ms` (lock held). */
+void remus_primary_timed_wait(remus_primary *p, pthread_cond_t *cond, int ms);
 void *remus_primary_sender_main(void *arg);
 void *remus_primary_receiver_main(void *arg);
 /* The backup is lost: guest goes on, everybody who waits is told. */

@@ -123,6 +123,40 @@ static int may_pass(const remus_primary *p, struct remus_request *q)
     return 1;
 }
 
+/* 1: the question is queued, or nobody is there to ask; 0: no room. */
+static int queue_hashes(remus_primary *p, struct remus_request *q, int first)
+{
+    uint64_t len = q->range.end - q->range.start;
+    struct remus_record r = {
+        .type = REMUS_REC_HASH,
+        .volume = (uint16_t)q->volume,
+        .offset = q->range.start,
+        .range = len,
+        .length = (uint32_t)((len + REMUS_DIRTY_BLOCK - 1) /
+                             REMUS_DIRTY_BLOCK * REMUS_HASH_BYTES)};
+    pthread_mutex_lock(&p->lock);
+    if (q->result || !p->streaming || !p->journaled ||
+        p->session != q->session) {
+        if (!q->result)
+            q->result = -EPROTO;
+        pthread_mutex_unlock(&p->lock);
+        return 1;
+    }
+    if ((first && p->parked_room) ||
+        !has_room(p, REMUS_REC_HEADER + r.length, 0)) {
+        pthread_mutex_unlock(&p->lock);
+        return 0;
+    }
+    struct remus_slot *slot =
+        remus_sendq_reserve(&p->queue, REMUS_REC_HEADER + r.length);
+    r.session = p->session;
+    r.number = (uint64_t)++p->hash_asked;
+    *q->asked = p->hash_asked;
+    pthread_mutex_unlock(&p->lock);
+    remus_sendq_publish(&p->queue, slot, &r, q->hashes);
+    return 1;
+}
+
 /*
  * Queue what is left of a request's range, as far as there is room.
  * 1: all is queued (or nothing has to be); 0: no room for the rest.
@@ -130,6 +164,8 @@ static int may_pass(const remus_primary *p, struct remus_request *q)
 static int queue_range(remus_primary *p, struct remus_request *q, int first)
 {
     uint64_t total = q->range.end - q->range.start;
+    if (q->kind == REMUS_REQ_HASH)
+        return queue_hashes(p, q, first);
     while (q->queued < total) {
         int zero = q->kind == REMUS_REQ_ZERO;
         uint64_t left = total - q->queued;
@@ -252,6 +288,15 @@ static void do_local(remus_primary *p, struct remus_request *q)
         else if (q->data[0] == 0 &&
                  !memcmp(q->data, q->data + 1, len - 1))
             q->kind = REMUS_REQ_ZERO;
+        return;
+    case REMUS_REQ_HASH:
+        q->result = remus_io_read(p->io, v->file, q->into, len,
+                                  q->range.start);
+        for (size_t at = 0; !q->result && at < len; at += REMUS_DIRTY_BLOCK)
+            remus_hash(q->into + at,
+                       len - at < REMUS_DIRTY_BLOCK ? len - at
+                                                    : REMUS_DIRTY_BLOCK,
+                       q->hashes + at / REMUS_DIRTY_BLOCK * REMUS_HASH_BYTES);
         return;
     case REMUS_REQ_HOLE: {
         uint64_t start, end;
@@ -640,6 +685,23 @@ int remus_primary_copy_range(remus_primary *p, unsigned int volume,
                               .range = {offset, offset + len, NULL},
                               .into = buf};
     return io_result(p, volume, "read", submit_and_wait(p, &q));
+}
+
+int remus_primary_hash_range(remus_primary *p, unsigned int volume,
+                             uint64_t offset, size_t len, unsigned char *buf,
+                             unsigned char *hashes, uint64_t session,
+                             int64_t *question)
+{
+    struct remus_request q = {.kind = REMUS_REQ_HASH,
+                              .copy = 1,
+                              .volume = volume,
+                              .range = {offset, offset + len, NULL},
+                              .into = buf,
+                              .hashes = hashes,
+                              .session = session,
+                              .asked = question};
+    int err = submit_and_wait(p, &q);
+    return err == -EPROTO ? err : io_result(p, volume, "read", err);
 }
 
 int remus_primary_copy_hole(remus_primary *p, unsigned int volume,

@@ -139,7 +139,8 @@ static int handle(remus_primary *p, const struct remus_record *r,
                               r->length);
         pthread_mutex_lock(&p->lock);
         memcpy(p->hash_bits, payload, sizeof p->hash_bits);
-        p->hash_answered = 1;
+        p->hash_busy = r->flags == REMUS_HASH_BUSY;
+        p->hash_answered = (int64_t)r->number;
         pthread_cond_broadcast(&p->changed);
         pthread_mutex_unlock(&p->lock);
         return 0;
@@ -221,6 +222,11 @@ static void timed_wait(pthread_cond_t *cond, pthread_mutex_t *lock, int ms)
     until.tv_sec += until.tv_nsec / 1000000000;
     until.tv_nsec %= 1000000000;
     pthread_cond_timedwait(cond, lock, &until);
+}
+
+void remus_primary_timed_wait(remus_primary *p, pthread_cond_t *cond, int ms)
+{
+    timed_wait(cond, &p->lock, ms);
 }
 
 /* Is somebody waiting who does not receive?  (lock held) */

@@ -203,12 +203,11 @@ static int copy_all(remus_primary *p, unsigned char *buf, uint64_t since)
 /* ---- comparing ------------------------------------------------------------- */
 
 /* lock held */
-static int hash_answered(remus_primary *p, uint64_t unused)
+static int hash_answered(remus_primary *p, uint64_t question)
 {
-    (void)unused;
     if (!p->stats.connected || p->stopping)
         return -EPROTO;
-    return p->hash_answered;
+    return p->hash_answered == (int64_t)question;
 }
 
 /* Hashes of the blocks of a range, read without its lock: what a guest
@@ -247,13 +246,13 @@ static int ask(remus_primary *p, unsigned int volume, uint64_t at,
         remus_sendq_fits(&p->queue, REMUS_REC_HEADER + bytes, 1)) {
         slot = remus_sendq_reserve(&p->queue, REMUS_REC_HEADER + bytes);
         r.session = p->session;
-        p->hash_answered = 0;
+        r.number = (uint64_t)++p->hash_asked;
     }
     pthread_mutex_unlock(&p->lock);
     if (!slot)
         return -EPROTO;
     remus_sendq_publish(&p->queue, slot, &r, hashes);
-    int rc = remus_primary_wait_for(p, hash_answered, 0, -1);
+    int rc = remus_primary_wait_for(p, hash_answered, r.number, -1);
     if (rc < 0)
         return rc;
     pthread_mutex_lock(&p->lock);

@@ -62,7 +62,8 @@ enum remus_record_type {
     REMUS_REC_PING = 10,       /* alive */
     REMUS_REC_ERROR = 11,      /* payload: text; the connection ends */
     REMUS_REC_BYE = 12,        /* the sender ends on purpose */
-    REMUS_REC_HASH = 13,       /* primary: hashes of the blocks of a range */
+    REMUS_REC_HASH = 13,       /* primary: hashes of the blocks of a range;
+                                  `number` comes back with the answer */
     REMUS_REC_HASH_REPLY = 14, /* backup: which of them differ here */
     REMUS_REC_GIVE_WAY = 15,   /* backup: may I be promoted?  flags:
                                   REMUS_ASK_* */
@@ -74,6 +75,8 @@ enum remus_record_type {
 /* Flags of WRITE and ZERO. */
 #define REMUS_REC_DIRECT 1u   /* part of a copy: straight to the disk */
 #define REMUS_REC_CATCH_UP 2u /* read from the disk, not written by a guest */
+/* Flag of HASH_REPLY: an apply is under way, ask once more. */
+#define REMUS_HASH_BUSY 1u
 /* Flags of BARRIER: REMUS_CP_IOCTL, REMUS_CP_DISK_ONLY of remus.h. */
 
 /* Steps of a copy, in `flags` of RESYNC. */

@@ -446,6 +446,42 @@ REMUS_API int remus_primary_go_alone(remus_primary *p);
  */
 REMUS_API int remus_primary_refuse_alone(remus_primary *p);
 
+#define REMUS_VERIFY_KEPT 64 /* blocks that differ and are named */
+
+/* How far a comparison of both sides is, or what the last one found. */
+struct remus_verify {
+    int running;
+    int complete;              /* 1: it went through to the end */
+    uint64_t bytes_total;      /* of all volumes */
+    uint64_t bytes_done;
+    uint64_t blocks_different; /* of 16 KiB */
+    uint64_t bytes_repaired;
+    struct {
+        uint32_t volume;
+        uint64_t offset;       /* bytes */
+    } different[64];           /* the first of them */
+};
+
+/*
+ * Compare both sides, block hash by block hash, while the guest runs and
+ * checkpoints go on.  Each piece of 256 KiB is compared at one point of the
+ * stream, so nothing that is on its way counts as a difference.  `repair` 1:
+ * blocks that differ are sent again, as part of the open epoch: the next
+ * checkpoint has them.  `rate`: at most so many bytes a second; 0: no limit.
+ * A question holds back acks, and writes to its piece, for as long as reading
+ * and hashing it takes on both sides (a millisecond from the page cache).
+ * Blocks.  *out (may be NULL): what was found.
+ * Errors: -EPROTO not Protected, or lost meanwhile; -EBUSY another one is
+ * under way; -ECANCELED; -EIO.
+ */
+REMUS_API int remus_primary_verify(remus_primary *p, int repair,
+                                   uint64_t rate, struct remus_verify *out);
+/* Any thread.  Never blocks. */
+REMUS_API void remus_primary_verify_status(remus_primary *p,
+                                           struct remus_verify *out);
+/* End the one under way, soon.  Never blocks. */
+REMUS_API void remus_primary_verify_cancel(remus_primary *p);
+
 /* The state and counters now.  Never blocks on I/O. */
 REMUS_API int remus_primary_status(remus_primary *p,
                                    struct remus_status *status);

@@ -53,6 +53,7 @@ from .replica import (
     Standby,
     State,
     Status,
+    Verification,
     Volume,
 )
 
@@ -100,6 +101,7 @@ __all__ = [
     "StatisticsSource",
     "Status",
     "Subkind",
+    "Verification",
     "Volume",
     "__version__",
 ]

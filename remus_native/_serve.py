@@ -26,6 +26,7 @@ from ._binding import lib
 from ._fence import FenceWatch, run_fence
 from ._progress import LiveLine, bytes_text, quoted, with_progress
 from ._statistics import FILES
+from ._verify import Verifier
 from .control import ControlServer
 from .errors import RemusError, StateError
 from .replica import (
@@ -359,6 +360,8 @@ def serve_primary(resource: ResourceFile, *, standby: Standby | None = None) -> 
         watch = _Watch(resource, primary.status, signals)
         fence = FenceWatch(resource, primary)
 
+        verifier = Verifier(primary, say)
+
         def resume() -> dict[str, Any]:
             primary.go_alone()
             return {}
@@ -375,6 +378,9 @@ def serve_primary(resource: ResourceFile, *, standby: Standby | None = None) -> 
                 quick={
                     "status": lambda: dataclasses.asdict(primary.status()),
                     "resume": resume,
+                    "verify": verifier.start,
+                    "verified": verifier.look,
+                    "verify_cancel": verifier.cancel,
                 },
                 deferred={"stop": watch.stop},
             )

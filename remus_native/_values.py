@@ -129,6 +129,43 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Verification:
+    """How far a comparison of both sides is, or what the last one found.
+
+    ``different``: the first 64 blocks of 16 KiB that differ, as (volume,
+    offset in bytes).
+    """
+
+    running: bool
+    complete: bool
+    bytes_total: int
+    bytes_done: int
+    blocks_different: int
+    bytes_repaired: int
+    different: tuple[tuple[str, int], ...]
+
+    @property
+    def equal(self) -> bool:
+        """All was compared, and nothing differed."""
+        return self.complete and not self.blocks_different
+
+
+def verification_from(raw: Any, names: tuple[str, ...]) -> Verification:
+    kept = min(raw.blocks_different, lib.REMUS_VERIFY_KEPT)
+    return Verification(
+        running=bool(raw.running),
+        complete=bool(raw.complete),
+        bytes_total=raw.bytes_total,
+        bytes_done=raw.bytes_done,
+        blocks_different=raw.blocks_different,
+        bytes_repaired=raw.bytes_repaired,
+        different=tuple(
+            (names[one.volume], one.offset) for one in raw.different[0:kept]
+        ),
+    )
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that a backup can be promoted to."""
 

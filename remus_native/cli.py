@@ -24,6 +24,7 @@ from . import _run as run
 from . import _serve, _statistics, control
 from ._progress import bytes_text, seconds_text, table, with_progress
 from ._resource_disks import has_state
+from ._verify import verify
 from ._version import __version__
 from .control import NotRunning
 from .errors import (
@@ -40,12 +41,21 @@ from .resource_file import (
     Side,
     load,
     parse_duration_ms,
+    parse_size,
 )
 
 __all__ = ["EXIT_CODES", "main"]
 
 STATUS_S = 3.0  # a process that lives answers status at once
-OK, FAILED, USAGE, UNPROTECTED, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 4, 130
+OK, FAILED, USAGE, UNPROTECTED, NOT_RUNNING, DIFFERENT, INTERRUPTED = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    130,
+)
 
 EXIT_CODES = """\
 exit codes:
@@ -54,6 +64,7 @@ exit codes:
   2    usage, or the resource file is wrong
   3    not protected: the backup is lost, or the state is not a good one
   4    the process to talk to does not run, or cannot be reached
+  5    verify found blocks that differ
   130  interrupted before the work was done"""
 
 GOOD_STATES = {
@@ -369,6 +380,30 @@ def _swap(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _verify(arguments: argparse.Namespace) -> int:
+    resource = _load(arguments)
+    found = verify(resource, repair=arguments.repair, rate=arguments.rate)
+    if arguments.json:
+        print(json.dumps({"resource": resource.name, **found}))
+    elif not found["blocks_different"]:
+        print(f"{resource.name}: equal, {bytes_text(found['bytes_done'])} compared")
+    else:
+        print(
+            f"{resource.name}: {found['blocks_different']} blocks of 16 KiB differ, "
+            f"{bytes_text(found['bytes_done'])} compared"
+        )
+        for volume, offset in found["different"]:
+            print(f"  {volume}: at {offset}")
+        if len(found["different"]) < found["blocks_different"]:
+            print("  ...")
+        if arguments.repair:
+            print(
+                f"{bytes_text(found['bytes_repaired'])} were sent again and are in "
+                "the next checkpoint; verify once more after it"
+            )
+    return DIFFERENT if found["blocks_different"] else OK
+
+
 def _resume(arguments: argparse.Namespace) -> int:
     resource = _load(arguments)
     control.call(resource.primary.state, "resume", timeout_s=60.0)
@@ -409,6 +444,16 @@ def duration(text: str) -> float:
         ) from None
 
 
+def size(text: str) -> int:
+    """A number of bytes, as a resource file has it."""
+    try:
+        return parse_size(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'a size such as "50MiB", got "{text}"'
+        ) from None
+
+
 def count(text: str) -> int:
     """An argument that is a whole number from 1 on."""
     if not text.isdecimal() or int(text) == 0:
@@ -432,6 +477,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_status,
         _add_promote,
         _add_commit,
+        _add_verify,
         _add_swap,
         _add_resume,
         _add_demo,
@@ -580,6 +626,25 @@ def _add_promote(commands: Any) -> None:
         action="store_true",
         help="the primary is known to be dead: do not run the fence command",
     )
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "verify",
+        _verify,
+        "compare both sides while the guest runs",
+        "On the primary's host. Compares hashes of all blocks with the backup's,\n"
+        "each at one point of the stream, so that nothing that is on its way counts\n"
+        "as a difference.",
+        "remus-native verify --rate 100MiB guest0.toml",
+    )
+    parser.add_argument("--repair", action="store_true", help="send again what differs")
+    parser.add_argument(
+        "--rate", type=size, default=0, metavar="BYTES",
+        help='compare at most so much a second, such as "50MiB"',
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a JSON object")
 
 

@@ -28,12 +28,14 @@ from ._values import (
     Status,
     Tag,
     Tls,
+    Verification,
     Volume,
     choice,
     encode_tag,
     number,
     status_from,
     tls_off,
+    verification_from,
 )
 from .epochs import EpochSample, EpochStatistics, sample_from
 from .errors import (
@@ -57,6 +59,7 @@ __all__ = [
     "State",
     "Status",
     "Tag",
+    "Verification",
     "Volume",
     "encode_tag",
 ]
@@ -291,6 +294,38 @@ class Primary(Handle):
         with self._call() as raw:
             lib.remus_primary_session_end(raw)
 
+    def verify(self, *, repair: bool = False, rate: int = 0) -> Verification:
+        """Compare both sides while the guest runs and checkpoints go on.
+
+        Nothing that is on its way counts as a difference.  ``repair`` sends
+        what differs again, as part of the open epoch: the next checkpoint has
+        it.  ``rate``: at most so many bytes a second.  Blocks; other threads
+        see `verification` and may call `verify_cancel`.  Raises
+        `ReplicationLost` if it is not Protected or is lost meanwhile,
+        `StateError` (EBUSY) if another one is under way,
+        `CheckpointCancelled`.
+        """
+        out = ffi.new("struct remus_verify *")
+        with self._call() as raw:
+            rc = lib.remus_primary_verify(
+                raw, int(repair), number("rate", rate, 1 << 62), out
+            )
+            if rc < 0:
+                raise_for(rc)
+        return verification_from(out, self.volumes)
+
+    def verification(self) -> Verification:
+        """How far `verify` is, or what the last one found; never blocks."""
+        out = ffi.new("struct remus_verify *")
+        with self._call() as raw:
+            lib.remus_primary_verify_status(raw, out)
+        return verification_from(out, self.volumes)
+
+    def verify_cancel(self) -> None:
+        """End a `verify` that is under way, soon; never blocks."""
+        with self._call() as raw:
+            lib.remus_primary_verify_cancel(raw)
+
     def go_alone(self) -> None:
         """Let the guest's writes pass though no backup takes them.
 
@@ -370,6 +405,8 @@ class Primary(Handle):
         """
         for export in list(self._exports):
             export.close()
+        if not self.closed:
+            self.verify_cancel()
         if self._ask_alone and not self.closed:
             self.refuse_alone()  # or who waits would be waited for
         raw = self._take()

@@ -69,7 +69,7 @@ def test_reading_gives_the_applied_state(hosts):
         assert disk.read_bytes() == hosts.data("a")
         assert "Protected" in (disk.parent / "status").read_text()
         for flags in (os.O_WRONLY, os.O_RDWR):
-            with pytest.raises(OSError) as caught:
+            with pytest.raises(OSError, match="Read-only") as caught:
                 os.open(disk, flags)
             assert caught.value.errno == errno.EROFS
         assert not standby.wanted
@@ -83,10 +83,10 @@ def test_checkpoint_ioctls_say_that_it_is_no_primary(hosts):
         fd = os.open(f"{standby.mountpoint}/xvda", os.O_RDONLY)
         try:
             for number in (20, 30, 40):
-                with pytest.raises(OSError) as caught:
+                with pytest.raises(OSError, match="Protocol") as caught:
                     fcntl.ioctl(fd, number, 0)
                 assert caught.value.errno == errno.EPROTO
-            with pytest.raises(OSError) as caught:
+            with pytest.raises(OSError, match="Inappropriate") as caught:
                 fcntl.ioctl(fd, 21, 0)
             assert caught.value.errno == errno.ENOTTY
         finally:
@@ -201,7 +201,7 @@ def test_opening_the_disk_promotes_and_it_stays_protected(host: Host) -> None:
     with node(host).open("r+b", buffering=0) as disk:
         disk.write(b"before")
         # It is in use there: whoever opens it here is told so.
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match="busy") as caught:
             os.open(node(host, "b"), os.O_RDWR)
         assert caught.value.errno == errno.EBUSY
     wait_for(
@@ -245,7 +245,7 @@ def test_without_the_fence_no_open_promotes(host: Host) -> None:
     primary.commit(epoch)
     primary.close()
     wait_for("its end", lambda: not status(host, "b")["connected"])
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="Input/output") as caught:
         os.open(node(host, "b"), os.O_RDWR)
     assert caught.value.errno == errno.EIO
     assert status(host, "b")["state"] == State.STANDBY

@@ -52,7 +52,8 @@ class Tls:
         self.opened: list[Primary | Backup] = []
         self.backup = Backup(
             "guest0", state_dir=folder / "b",
-            volumes=[Volume("xvda", folder / "b.img")], psk_file=self.key, **{**SMALL, "journal_bytes": 4 * MIB},
+            volumes=[Volume("xvda", folder / "b.img")], psk_file=self.key,
+            **{**SMALL, "journal_bytes": 4 * MIB},
         )  # fmt: skip
         self.opened.append(self.backup)
         self.backup.serve(f"tcp:127.0.0.1:{self.port}")
