@@ -12,6 +12,7 @@
 #include "config.h"
 #include "error.h"
 #include "primary_int.h"
+#include "states.h"
 
 typedef unsigned long long ull;
 
@@ -27,6 +28,7 @@ typedef unsigned long long ull;
 
 void remus_primary_set_state(remus_primary *p, int state, const char *reason)
 {
+    remus_state_note(REMUS_ROLE_PRIMARY, p->state, state);
     p->state = state;
     snprintf(p->reason, sizeof p->reason, "%s", reason);
     pthread_cond_broadcast(&p->changed);
@@ -210,7 +212,9 @@ int remus_primary_acked_or_lost(remus_primary *p, uint64_t epoch)
         return -EPROTO;
     if (p->acked >= epoch)
         return 1;
-    return p->stats.connected && !p->stopping ? 0 : -EPROTO;
+    return !p->stopping && (p->stats.connected || remus_primary_holds(p))
+               ? 0
+               : -EPROTO;
 }
 
 int remus_primary_commit(remus_primary *p, uint64_t epoch)
@@ -305,6 +309,7 @@ int remus_primary_status(remus_primary *p, struct remus_status *s)
     s->queue_bytes = p->streaming ? remus_sendq_bytes(&p->queue) : 0;
     s->queue_limit = p->queue_limit;
     s->writers = p->writers;
+    s->holds = !p->stats.connected && remus_primary_holds(p);
     s->turns = p->turns;
     s->asks_alone = p->ask_alone && !p->streaming && !p->alone && !p->fenced &&
                     !p->alone_granted;
@@ -371,6 +376,7 @@ static int init(remus_primary *p, const struct remus_primary_config *c)
     p->connect_ms = c->connect_ms ? c->connect_ms : 250;
     p->allow_inconsistent = c->allow_inconsistent;
     p->ask_alone = c->ask_alone;
+    p->hold = c->on_loss == REMUS_ON_LOSS_HOLD;
     p->resync_rate = c->resync_rate;
     p->idle_ms = c->idle_ms ? c->idle_ms : DEFAULT_IDLE_MS;
     p->grace_ms = c->grace_ms ? c->grace_ms : DEFAULT_GRACE_MS;
@@ -536,6 +542,7 @@ static void stop_threads(remus_primary *p)
     p->stopping = 1;
     p->streaming = 0;
     p->park_kick = 1;
+    struct remus_waiter *held = remus_primary_let_go(p);
     if (p->fd >= 0)
         shutdown(p->fd, SHUT_RDWR);
     pthread_cond_broadcast(&p->changed);
@@ -543,6 +550,7 @@ static void stop_threads(remus_primary *p)
     pthread_cond_broadcast(&p->rx_resume);
     pthread_cond_broadcast(&p->engine_wake);
     pthread_mutex_unlock(&p->lock);
+    remus_primary_answer(p, held, -EPROTO);
     uint64_t one = 1;
     ssize_t n = write(p->wake, &one, sizeof one);
     n = write(p->kick, &one, sizeof one);

@@ -264,15 +264,22 @@ static int start_stream(remus_primary *p, int fd, uint64_t session,
     remus_sendq_reset(&p->queue);
     int right = greeted_right(p);
     struct remus_slot *slot = NULL, *again = NULL;
+    struct remus_waiter *safe = NULL, *gone = NULL;
     if (right) {
         begin_session(p, fd, session, reply);
         slot = remus_primary_begin_plan(p, reply, plan, &r);
+        /* Of every barrier it is known by now whether it arrived. */
+        safe = remus_primary_take_waiters(p, p->acked);
+        gone = remus_primary_take_waiters(p, UINT64_MAX);
+        p->resumed = 0;
         if (plan == REMUS_PLAN_CATCH_UP)
             again = commit_again(p, &commit);
     }
     pthread_cond_signal(&p->rx_resume);
     pthread_mutex_unlock(&p->lock);
     pthread_mutex_unlock(&p->queue.send_lock);
+    remus_primary_answer(p, safe, 0);
+    remus_primary_answer(p, gone, -EPROTO);
     if (!right)
         return remus_fail(-EAGAIN, "a new generation has just begun");
     if (slot)
@@ -319,6 +326,11 @@ static int connect_backup(remus_primary *p, enum remus_plan *plan,
                           struct remus_hello_reply *reply)
 {
     uint64_t session;
+    pthread_mutex_lock(&p->lock);
+    int fenced = p->fenced;
+    pthread_mutex_unlock(&p->lock);
+    if (fenced)
+        return -EROFS; /* for good: there is nothing to send any more */
     int err = p->io->random(p->io, &session, sizeof session);
     if (err)
         return remus_fail(err, "random numbers: %s", remus_errno_text(err));

@@ -138,7 +138,9 @@ static void fence(remus_primary *p, uint64_t epoch)
     pthread_mutex_lock(&p->lock);
     set_fenced(p, 1);
     remus_primary_set_state(p, REMUS_STATE_FENCED, text);
+    struct remus_waiter *w = remus_primary_let_go(p);
     pthread_mutex_unlock(&p->lock);
+    remus_primary_answer(p, w, -EPROTO);
     /* If it can't be stored, the backup's answer is the same next time. */
     (void)remus_primary_state_flag(p, REMUS_PRIMARY_FENCED);
 }
@@ -177,5 +179,7 @@ void remus_primary_failed_away(remus_primary *p,
     pthread_mutex_lock(&p->lock);
     if (!p->stopping && p->state != REMUS_STATE_SPLIT_BRAIN)
         remus_primary_set_state(p, REMUS_STATE_SPLIT_BRAIN, text);
+    struct remus_waiter *w = remus_primary_let_go(p);
     pthread_mutex_unlock(&p->lock);
+    remus_primary_answer(p, w, -EPROTO);
 }

@@ -149,6 +149,7 @@ struct remus_primary {
     uint64_t resync_rate;         /* constant: bytes a second; 0: no limit */
     uint32_t idle_ms, grace_ms;   /* constant */
     int ask_alone;                /* constant */
+    int hold;                     /* constant: REMUS_ON_LOSS_HOLD */
     struct remus_tls_keys *keys;  /* constant; NULL: no TLS */
     struct remus_sendq queue;
     struct remus_dirty dirty;     /* see dirty.h; its owner is `lock` */
@@ -173,6 +174,7 @@ struct remus_primary {
                                      change */
     int alone;                    /* writes may pass while nobody takes them:
                                      no backup knows this generation */
+    int resumed;                  /* no wait goes on in this outage */
     int alone_granted;            /* ... or may soon: the fence succeeded */
     int alone_refused;            /* ... never, in this outage */
     int alone_failed;             /* -errno: the new one could not be stored */
@@ -371,6 +373,11 @@ void remus_primary_answer(remus_primary *p, struct remus_waiter *w,
 /* End the waits whose time is over (lock held, given up meanwhile); returns
  * ms, or less if a deadline comes sooner. */
 int remus_primary_expire_waiters(remus_primary *p, int ms);
+
+/* Do waits for acks go on, though there is no connection?  (lock held) */
+int remus_primary_holds(const remus_primary *p);
+/* End those waits; returns them for remus_primary_answer() (lock held). */
+struct remus_waiter *remus_primary_let_go(remus_primary *p);
 
 /* primary_epochs.c */
 /* Its barrier was just reserved by a toolstack's call that began at

@@ -52,7 +52,8 @@ void remus_primary_link_lost(remus_primary *p, const char *format, ...)
         memcpy(p->lost_reason, text, sizeof p->lost_reason);
         shutdown(p->fd, SHUT_RDWR);
         remus_primary_epochs_lost(p);
-        w = remus_primary_take_waiters(p, UINT64_MAX);
+        if (!remus_primary_holds(p))
+            w = remus_primary_take_waiters(p, UINT64_MAX);
         remus_primary_kick_parked(p);
         pthread_cond_broadcast(&p->changed);
         pthread_cond_signal(&p->engine_wake);

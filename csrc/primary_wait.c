@@ -60,6 +60,32 @@ struct remus_waiter *remus_primary_take_waiters(remus_primary *p,
     return take_if(p, up_to, epoch);
 }
 
+int remus_primary_holds(const remus_primary *p)
+{
+    return p->hold && !p->resumed && !p->stopping &&
+           p->state != REMUS_STATE_FENCED &&
+           p->state != REMUS_STATE_SPLIT_BRAIN;
+}
+
+struct remus_waiter *remus_primary_let_go(remus_primary *p)
+{
+    p->resumed = 1;
+    pthread_cond_broadcast(&p->changed);
+    return p->stats.connected ? NULL
+                              : remus_primary_take_waiters(p, UINT64_MAX);
+}
+
+int remus_primary_resume(remus_primary *p)
+{
+    pthread_mutex_lock(&p->lock);
+    struct remus_waiter *w = NULL;
+    if (!p->stats.connected)
+        w = remus_primary_let_go(p);
+    pthread_mutex_unlock(&p->lock);
+    remus_primary_answer(p, w, -EPROTO);
+    return remus_primary_go_alone(p);
+}
+
 void remus_primary_answer(remus_primary *p, struct remus_waiter *w,
                           int result)
 {
@@ -152,7 +178,8 @@ int remus_primary_ioctl_wait(remus_primary *p, unsigned int volume,
     if (v->joined && remus_primary_epoch_lost(p, v->joined))
         rc = -EPROTO;
     else if (v->joined && p->acked < v->joined)
-        rc = p->stats.connected ? park(p, &w) : -EPROTO;
+        rc = p->stats.connected || remus_primary_holds(p) ? park(p, &w)
+                                                          : -EPROTO;
     pthread_mutex_unlock(&p->lock);
     return rc;
 }

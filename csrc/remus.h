@@ -88,6 +88,12 @@ enum remus_commit_by {
     REMUS_COMMIT_BY_BACKUP   /* only commits given on the backup count */
 };
 
+enum remus_on_loss {
+    REMUS_ON_LOSS_CONTINUE, /* who waits for an ack is told, the guest goes on */
+    REMUS_ON_LOSS_HOLD      /* who waits goes on waiting: for the backup, or
+                               for remus_primary_resume() */
+};
+
 /* Flags of a checkpoint (struct remus_checkpoint.flags). */
 #define REMUS_CP_IOCTL 1      /* taken through ioctl 20 */
 #define REMUS_CP_DISK_ONLY 2  /* taken by the engine: no memory goes with it */
@@ -146,6 +152,8 @@ struct remus_status {
                                    lacks, in whole blocks of 16 KiB */
     int asks_alone;             /* primary: writes wait for
                                    remus_primary_go_alone() */
+    int holds;                  /* primary: waits for acks go on, though the
+                                   backup is lost */
     unsigned int writers;       /* primary: files open for writing */
     int turns;                  /* primary: gave way to become the backup */
     uint64_t refused;           /* backup: connections refused since serve,
@@ -177,6 +185,12 @@ REMUS_API const char *remus_last_error(void);
 
 /* The name of an enum remus_state ("Protected"); "?" for any other. */
 REMUS_API const char *remus_state_name(int state);
+
+/*
+ * Can a side of this role (enum remus_role) go from one state straight to
+ * the other?  docs/operations.md shows the table.  Never fails.
+ */
+REMUS_API int remus_state_follows(int role, int from, int to);
 
 /* The name of the CRC32C code that runs here: "sse4.2" or "table". */
 REMUS_API const char *remus_crc32c_name(void);
@@ -335,6 +349,7 @@ struct remus_primary_config {
     const char *epochs_file;    /* where other processes find the epoch
                                    statistics (remus_epochs_create); NULL:
                                    they are kept for this process only */
+    int on_loss;                /* enum remus_on_loss */
     int ask_alone;              /* 1: while no backup takes the writes, they
                                    wait for remus_primary_go_alone() */
     const char *psk_file;       /* TLS 1.3 with a key of this file, which
@@ -430,6 +445,20 @@ REMUS_API int remus_primary_commit(remus_primary *p, uint64_t epoch);
  */
 REMUS_API int remus_primary_session_begin(remus_primary *p);
 REMUS_API int remus_primary_session_end(remus_primary *p);
+
+/*
+ * With REMUS_ON_LOSS_HOLD: end the waits for acks that go on in this outage,
+ * with -EPROTO, and let no later one begin: an operator's word that the guest
+ * shall go on unprotected.  It counts until the next connection.  Includes
+ * remus_primary_go_alone().  Never blocks; returns 0.
+ *
+ * Without it such a wait ends when the backup is back: with 0 if it has the
+ * epoch, with -EPROTO if the barrier was lost on the way (a new postsuspend
+ * will do: what was written travels in the catch-up); or by its own deadline
+ * or cancel.  A postsuspend (ioctl 20) never waits: it fails while the backup
+ * is away.
+ */
+REMUS_API int remus_primary_resume(remus_primary *p);
 
 /*
  * With `ask_alone` of the configuration: let the guest's writes pass though

@@ -147,6 +147,10 @@ REMUS_API int remus_test_drbd_open_as(const char *path, int is_node,
 /* A device of a group whose phases return at once. */
 REMUS_API const struct remus_device_ops *remus_test_null_ops(void);
 
+/* Has a primary of this process ever gone from a state to one that can't
+ * follow it?  1 and the newest such pair. */
+int remus_test_odd_transition(int *from, int *to);
+
 /* cffi:end */
 
 /* The table of a simulated disk. */

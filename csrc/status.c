@@ -162,6 +162,7 @@ int remus_status_format(const struct remus_status *s, int json, char *buf,
     put_number(&o, "epoch_coalesced", s->epoch_coalesced);
     put_number(&o, "dirty_bytes", s->dirty_bytes);
     put_number(&o, "asks_alone", (uint64_t)s->asks_alone);
+    put_number(&o, "holds", (uint64_t)s->holds);
     put_number(&o, "writers", s->writers);
     put_number(&o, "turns", (uint64_t)s->turns);
     put_number(&o, "refused", s->refused);

@@ -49,6 +49,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "commit_by",
         "same_host",
         "allow_inconsistent",
+        "on_loss",
         "fence",
         "auto_promote",
         "primary",

@@ -346,6 +346,7 @@ def serve_primary(resource: ResourceFile, *, standby: Standby | None = None) -> 
             resync_rate=limits.resync_rate,
             allow_inconsistent=resource.allow_inconsistent,
             ask_alone=bool(resource.fence),
+            on_loss=resource.on_loss,
             psk_file=resource.psk_file,
             psk_identity=resource.psk_identity,
         )
@@ -363,7 +364,7 @@ def serve_primary(resource: ResourceFile, *, standby: Standby | None = None) -> 
         verifier = Verifier(primary, say)
 
         def resume() -> dict[str, Any]:
-            primary.go_alone()
+            primary.resume()
             return {}
 
         def alive() -> bool:

@@ -12,12 +12,14 @@ from ._binding import lib, text
 from .errors import ConfigError
 
 Ack = Literal["durable", "memory"]
+OnLoss = Literal["continue", "hold"]
 CommitBy = Literal["primary", "backup"]
 Tls = Literal["psk", "off"]
 Tag = int | str | bytes
 Buffer = bytes | bytearray | memoryview
 
 ACKS = {"durable": 0, "memory": 1}
+ON_LOSS = {"continue": lib.REMUS_ON_LOSS_CONTINUE, "hold": lib.REMUS_ON_LOSS_HOLD}
 COMMIT_BY = {"primary": 0, "backup": 1}
 
 
@@ -103,6 +105,7 @@ class Status:
     epoch_coalesced: int
     dirty_bytes: int
     asks_alone: bool
+    holds: bool
     writers: int
     turns: bool
     refused: int
@@ -181,7 +184,7 @@ _STATUS_NUMBERS = [
     for f in fields(Status)
     if f.name
     not in ("role", "state", "reason", "resource", "generation", "connected",
-            "ioctl_driven", "asks_alone", "turns", "security")
+            "ioctl_driven", "asks_alone", "turns", "holds", "security")
 ]  # fmt: skip
 
 
@@ -194,6 +197,7 @@ def status_from(raw: Any) -> Status:
         ioctl_driven=bool(raw.ioctl_driven),
         asks_alone=bool(raw.asks_alone),
         turns=bool(raw.turns),
+        holds=bool(raw.holds),
         resource=text(raw.resource),
         generation=text(raw.generation),
         security=text(raw.security),

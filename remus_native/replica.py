@@ -18,11 +18,13 @@ from ._handle import Handle
 from ._values import (
     ACKS,
     COMMIT_BY,
+    ON_LOSS,
     Ack,
     Buffer,
     Checkpoint,
     CommitBy,
     Node,
+    OnLoss,
     Refusal,
     State,
     Status,
@@ -130,7 +132,8 @@ class Primary(Handle):
     ``allow_inconsistent``: a catch-up beyond the backup's journal goes
     straight to its disks, instead of waiting for a larger journal.
     ``resync_rate``: copies and catch-ups send at most so many bytes a second.
-    ``ask_alone``: while no backup takes the writes they wait, until
+    ``on_loss``: "hold" lets `preresume` go on waiting when the backup is
+    lost, for its return or `resume`.  ``ask_alone``: while no backup takes the writes they wait, until
     `go_alone` is called (``status().asks_alone`` says that they do).
     ``epochs_file``: where other processes find `epochs`
     (`EpochStatistics.attach`); None keeps them for this process.
@@ -160,6 +163,7 @@ class Primary(Handle):
         allow_inconsistent: bool = False,
         resync_rate: int = 0,
         ask_alone: bool = False,
+        on_loss: OnLoss = "continue",
         psk_file: str | os.PathLike[str] | None = None,
         psk_identity: str | None = None,
     ) -> None:
@@ -184,6 +188,7 @@ class Primary(Handle):
             raw.epochs_file = config.string("epochs_file", os.fspath(epochs_file))
         raw.allow_inconsistent = int(allow_inconsistent)
         raw.ask_alone = int(ask_alone)
+        raw.on_loss = choice("on_loss", on_loss, ON_LOSS)
         raw.resync_rate = number("resync_rate", resync_rate, 1 << 62)
         out = ffi.new("remus_primary **")
         rc = lib.remus_primary_open(raw, out)
@@ -325,6 +330,16 @@ class Primary(Handle):
         """End a `verify` that is under way, soon; never blocks."""
         with self._call() as raw:
             lib.remus_primary_verify_cancel(raw)
+
+    def resume(self) -> None:
+        """An operator's word: the guest goes on without its backup.
+
+        With ``on_loss="hold"`` whoever waits in `preresume` gets
+        `ReplicationLost`, and writes that wait go on (`go_alone`).  It counts
+        until the next connection.  Never blocks.
+        """
+        with self._call() as raw:
+            lib.remus_primary_resume(raw)
 
     def go_alone(self) -> None:
         """Let the guest's writes pass though no backup takes them.

@@ -157,6 +157,7 @@ class ResourceFile:
     address_swapped: str | None = None
     fence: tuple[str, ...] | None = None  # (): none, in so many words
     auto_promote: bool = False
+    on_loss: Literal["continue", "hold"] = "continue"
     is_swapped: bool = False
 
     def swapped(self) -> ResourceFile:
@@ -287,6 +288,7 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
     commit_by = top.take("commit_by", choice("primary", "backup"), "primary")
     same_host = top.take("same_host", a_flag, True)
     allow_inconsistent = top.take("allow_inconsistent", a_flag, False)
+    on_loss = top.take("on_loss", choice("continue", "hold"), "continue")
     fence = top.take("fence", a_fence, None)
     auto_promote = top.take("auto_promote", a_flag, False)
     primary = _read_primary(top.table("primary"))
@@ -314,6 +316,7 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
         address_swapped=address_swapped,
         fence=fence,
         auto_promote=bool(auto_promote),
+        on_loss=on_loss,
         psk_file=psk_file,
         psk_identity=psk_identity,
     )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from remus_native import Backup, Primary, Volume
+from remus_native._binding import ffi, lib, text
 
 SMALL = {"journal_bytes": 1 << 20, "segment_bytes": 65536}
 # No checkpoints but those that a test asks for.
@@ -106,3 +107,13 @@ def make_pair(tmp_path: Path) -> Iterator[Any]:
             return pair
 
         yield make
+
+
+@pytest.fixture(autouse=True)
+def states_follow_the_table() -> Iterator[None]:
+    """No primary goes from a state to one that can't follow it."""
+    yield
+    source, target = ffi.new("int *"), ffi.new("int *")
+    if lib.remus_test_odd_transition(source, target):
+        names = [text(lib.remus_state_name(one[0])) for one in (source, target)]
+        raise AssertionError(f"from {names[0]} to {names[1]}: not in the table")

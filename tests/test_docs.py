@@ -19,6 +19,7 @@ from remus_native import (
     State,
     cli,
 )
+from remus_native._binding import lib, text
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").iterdir())]
@@ -97,6 +98,29 @@ def test_every_state_is_explained():
     page = (ROOT / "docs" / "operations.md").read_text()
     table = set(re.findall(r"^\| (\w+) \| (?:primary|backup|both) \|", page, re.M))
     assert table == {state.value for state in State}
+
+
+@pytest.mark.parametrize("role", ["primary", "backup"])
+def test_what_follows_a_state_is_as_the_page_has_it(role):
+    page = (ROOT / "docs" / "operations.md").read_text()
+    table = page.split(f"| {role} | can become |\n|---|---|\n")[1].split("\n\n")[0]
+    names = {state.value for state in State}
+    told = {}
+    for row in table.splitlines():
+        source, targets = row.strip("| ").split(" | ")
+        told[source] = {
+            part.split(":")[0].strip() for part in targets.split(";")
+        } & names
+    number = {text(lib.remus_state_name(i)): i for i in range(len(names))}
+    assert set(number) == names
+    side = lib.REMUS_ROLE_PRIMARY if role == "primary" else lib.REMUS_ROLE_BACKUP
+    for source in names:
+        follow = {
+            target
+            for target in names
+            if lib.remus_state_follows(side, number[source], number[target])
+        }
+        assert follow == told.get(source, set()), source
 
 
 def test_make_targets_of_the_readme_exist():
