@@ -133,8 +133,9 @@ class Primary(Handle):
     straight to its disks, instead of waiting for a larger journal.
     ``resync_rate``: copies and catch-ups send at most so many bytes a second.
     ``on_loss``: "hold" lets `preresume` go on waiting when the backup is
-    lost, for its return or `resume`.  ``ask_alone``: while no backup takes the writes they wait, until
-    `go_alone` is called (``status().asks_alone`` says that they do).
+    lost, for its return or `resume`.  ``ask_alone``: while no backup takes
+    the writes they wait, until `go_alone` is called (``status().asks_alone``
+    says that they do).
     ``epochs_file``: where other processes find `epochs`
     (`EpochStatistics.attach`); None keeps them for this process.
 

@@ -177,7 +177,7 @@ def test_deadlines_and_close(held):
 
 
 def test_groups_and_event_loops(held):
-    primary, backup, start = held
+    primary, backup, _ = held
 
     async def run():
         async with AsyncCheckpointDevices(
@@ -189,8 +189,7 @@ def test_groups_and_event_loops(held):
             await devices.postsuspend()
             task = asyncio.ensure_future(devices.preresume())
             backup.kill()
-            while primary.status().connected:
-                await asyncio.sleep(0.01)
+            until(lambda: not primary.status().connected)
             await asyncio.sleep(0.2)
             assert not task.done()
             primary.resume()
