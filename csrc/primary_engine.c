@@ -247,7 +247,7 @@ struct remus_slot *remus_primary_begin_plan(
     /* From here on every write is queued. */
     p->journaled = !p->direct;
     p->streaming = p->stats.connected;
-    p->alone = p->alone_granted = p->alone_refused = 0;
+    p->alone = p->alone_granted = p->alone_refused = p->alone_failed = 0;
     return remus_sendq_reserve(&p->queue, REMUS_REC_HEADER);
 }
 
@@ -519,7 +519,8 @@ static void note_refusal(remus_primary *p, enum remus_plan plan)
     char text[REMUS_REASON_MAX];
     pthread_mutex_lock(&p->lock);
     int state = p->state;
-    if (state == REMUS_STATE_SPLIT_BRAIN || state == REMUS_STATE_FENCED) {
+    if (state == REMUS_STATE_SPLIT_BRAIN || state == REMUS_STATE_FENCED ||
+        p->alone_failed) {
         /* That is what there is to say, until it is over. */
         pthread_mutex_unlock(&p->lock);
         return;

@@ -177,7 +177,9 @@ struct remus_primary {
     int resumed;                  /* no wait goes on in this outage */
     int alone_granted;            /* ... or may soon: the fence succeeded */
     int alone_refused;            /* ... never, in this outage */
-    int alone_failed;             /* -errno: the new one could not be stored */
+    int alone_failed;             /* -errno: the new one could not be stored,
+                                     at alone_failed_ns; tried again */
+    uint64_t alone_failed_ns;
     int taking;                   /* a new generation is being stored */
     int fenced;                   /* no write passes any more */
     unsigned int writers;         /* open files that may write */
@@ -408,8 +410,12 @@ int remus_primary_state_flag(remus_primary *p, uint32_t flag);
 /* Does a write that nobody takes need a new generation, and may it have one?
  * (lock held) */
 int remus_primary_may_go_alone(const remus_primary *p);
-/* Take it, if that is still so; blocks for the state's disk. */
-int remus_primary_take_generation(remus_primary *p);
+/* Take it, if that is still so; blocks for the state's disk.  A failure is
+ * kept in alone_failed, and told in the state's reason. */
+void remus_primary_take_generation(remus_primary *p);
+/* Must a write that waits for it fail, since it could not be stored a moment
+ * ago?  (lock held) */
+int remus_primary_alone_fails(const remus_primary *p);
 
 /* take_over.c */
 /* Is this the state of a promoted backup?  Then go on from there; blocks for

@@ -114,7 +114,7 @@ static int may_pass(const remus_primary *p, struct remus_request *q)
 {
     if (p->fenced)
         q->result = -EROFS;
-    else if (!p->alone && p->alone_failed)
+    else if (!p->alone && remus_primary_alone_fails(p))
         q->result = p->alone_failed;
     else if (!p->alone && (p->stopping || p->alone_refused))
         q->result = -EIO;
@@ -404,12 +404,10 @@ static void resume_parked(remus_primary *p)
 {
     int room = 1; /* nobody before had to go on waiting for room */
     pthread_mutex_lock(&p->lock);
-    int alone = p->parked_room && remus_primary_may_go_alone(p);
-    if (alone) {
+    if (p->parked_room && remus_primary_may_go_alone(p)) {
         pthread_mutex_unlock(&p->lock);
-        int err = remus_primary_take_generation(p);
+        remus_primary_take_generation(p);
         pthread_mutex_lock(&p->lock);
-        p->alone_failed = err;
     }
     struct remus_request **at = &p->parked;
     while (*at) {
