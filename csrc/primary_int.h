@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A primary, inside.  One job a file:
- *   primary.c         open, close, status, epochs (barrier, ack, commit)
- *   primary_io.c      reads, writes, ranges, parked requests
+ *   primary.c         open, close, status
+ *   primary_checkpoint.c barrier, ack, commit
+ *   primary_io.c      writes: ranges, local disk, queue, parked requests
+ *   primary_calls.c   reads and writes that wait, as remus.h has them
  *   primary_link.c    sender, receiver, loss
  *   primary_wait.c    waits for an ack that hold no thread
  *   primary_engine.c  connecting, what to do with a backup, watching
@@ -266,11 +268,15 @@ struct remus_primary {
 };
 
 /* primary.c */
+/* Set the state and its reason, wake those who wait (lock held). */
+void remus_primary_set_state(remus_primary *p, int state, const char *reason);
+
+/* primary_checkpoint.c */
 /* Is replication up?  0, or -EPROTO with the state and why (lock held). */
 int remus_primary_check_protected(remus_primary *p);
 /*
  * Close the open epoch (lock held).  Returns the slot to publish with
- * remus_primary_send_barrier(), or NULL with *err.
+ * remus_primary_send_now(), or NULL with *err.
  */
 struct remus_slot *remus_primary_close_epoch(remus_primary *p,
                                              struct remus_record *r,
@@ -295,13 +301,26 @@ int remus_primary_barrier(remus_primary *p, const void *tag, size_t tag_len,
                           int flags, int need_protected, uint64_t *epoch);
 /* 1: `epoch` is acked; 0: wait; -EPROTO lost; -EINVAL (lock held). */
 int remus_primary_acked_or_lost(remus_primary *p, uint64_t epoch);
-/* Set the state and its reason, wake those who wait (lock held). */
-void remus_primary_set_state(remus_primary *p, int state, const char *reason);
 
 /* primary_io.c */
 void *remus_primary_resumer_main(void *arg);
+/*
+ * Carry a request out: its result, or REMUS_PARKED, and then its `done` gets
+ * it.  `borrow`: the data stays good until then, no copy is needed.
+ */
+int remus_primary_submit(remus_primary *p, struct remus_request *proto,
+                         int borrow);
+/* -EROFS, and why. */
+int remus_primary_fenced(remus_primary *p, const struct remus_pvolume *v);
 /* Let the resumer look at the parked requests (lock held). */
 void remus_primary_kick_parked(remus_primary *p);
+/* Age in ns of the oldest write that waits for room; 0: none (lock). */
+uint64_t remus_primary_oldest_wait(remus_primary *p, uint64_t now);
+
+/* primary_calls.c */
+/* Is the range inside the volume?  Else `err`, with a text. */
+int remus_primary_check_io(remus_primary *p, unsigned int volume,
+                           uint64_t offset, uint64_t len, int err);
 /* Read a range and queue it in the first copy; blocks.  0 or -errno. */
 int remus_primary_copy_range(remus_primary *p, unsigned int volume,
                              uint64_t offset, size_t len,
@@ -315,10 +334,6 @@ int remus_primary_hash_range(remus_primary *p, unsigned int volume,
                              uint64_t offset, size_t len, unsigned char *buf,
                              unsigned char *hashes, uint64_t session,
                              int64_t *question);
-/* Age in ns of the oldest write that waits for room; 0: none (lock). */
-uint64_t remus_primary_oldest_wait(remus_primary *p, uint64_t now);
-int remus_primary_check_io(remus_primary *p, unsigned int volume,
-                           uint64_t offset, uint64_t len, int err);
 
 /* primary_engine.c */
 void *remus_primary_engine_main(void *arg);
