@@ -104,7 +104,7 @@ def diagrams():
     """The arrows of the two state diagrams: the primary's, the backup's."""
     page = (ROOT / "docs" / "operations.md").read_text()
     blocks = re.findall(r"```mermaid\nstateDiagram-v2\n(.*?)```", page, re.DOTALL)
-    arrow = re.compile(r" {4}(\S+) --> (\w+|\[\*\])(: [\w ,]+)?")
+    arrow = re.compile(r" {4}(\S+) --> (\w+|\[\*\])(: [\w ,-]+)?")
     told = []
     for block in blocks:
         arrows = [arrow.fullmatch(line) for line in block.splitlines()]
