@@ -162,7 +162,7 @@ int remus_primary_epoch_lost(const remus_primary *p, uint64_t epoch)
     for (unsigned int i = 0; i < known; i++)
         if (epoch >= p->outage[i].from && epoch <= p->outage[i].to)
             return 1;
-    return 0;
+    return epoch <= p->outage_floor;
 }
 
 void remus_primary_check_caught_up(remus_primary *p)

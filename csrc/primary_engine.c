@@ -153,7 +153,9 @@ static void note_outage(remus_primary *p, uint64_t held)
     if (p->barrier_epoch <= p->acked ||
         remus_primary_epoch_lost(p, p->barrier_epoch))
         return;
-    unsigned int i = p->outages++ % REMUS_OUTAGES;
+    unsigned int i = p->outages % REMUS_OUTAGES;
+    if (p->outages++ >= REMUS_OUTAGES)
+        p->outage_floor = p->outage[i].to;
     p->outage[i].from = p->acked + 1;
     p->outage[i].to = p->barrier_epoch;
 }

@@ -219,6 +219,8 @@ struct remus_primary {
         uint64_t from, to;        /* epochs that will never be acked */
     } outage[REMUS_OUTAGES];
     unsigned int outages;         /* so far; the newest ones are kept */
+    uint64_t outage_floor;        /* of epochs up to here it is not known any
+                                     more: they count as lost */
     /* Of this connection: */
     uint64_t session_first;       /* its first epoch */
     uint64_t stable, applied, committed;
