@@ -95,12 +95,13 @@ int remus_primary_status(remus_primary *p, struct remus_status *s)
     s->turns = p->turns;
     s->asks_alone = p->ask_alone && !p->streaming && !p->alone && !p->fenced &&
                     !p->alone_granted;
-    s->dirty_bytes = 0;
-    if (p->state != REMUS_STATE_PROTECTED)
-        s->dirty_bytes = remus_dirty_bytes(&p->dirty);
     for (const struct remus_request *q = p->parked; q; q = q->next)
         s->parked_writes++;
     pthread_mutex_unlock(&p->lock);
+    /* All of a large map takes milliseconds: nobody waits for that. */
+    s->dirty_bytes = s->state == REMUS_STATE_PROTECTED
+                         ? 0
+                         : remus_dirty_bytes(&p->dirty);
     return 0;
 }
 
