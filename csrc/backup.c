@@ -103,16 +103,30 @@ static int recover_epoch(struct recovery *rec, const struct remus_record *r)
     return 0;
 }
 
-static int recover_barrier(remus_backup *b, const struct remus_record *r,
-                           const unsigned char *payload, uint64_t seq)
+/* A barrier or commit counts: where it ends. */
+static void recover_mark(struct recovery *rec, const struct remus_record *r,
+                         uint64_t pos)
 {
+    uint64_t end = pos % rec->b->journal.segment_bytes + r->length;
+    rec->b->mark = (struct remus_mark){
+        .seq = rec->seq,
+        .session = rec->session,
+        .end = (end + REMUS_PAGE - 1) / REMUS_PAGE * REMUS_PAGE,
+        .number = r->number};
+}
+
+static int recover_barrier(struct recovery *rec,
+                           const struct remus_record *r,
+                           const unsigned char *payload, uint64_t pos)
+{
+    remus_backup *b = rec->b;
     struct remus_epoch *e = b->open;
     /* An applied epoch may have begun in a segment that is gone. */
     int whole = r->epoch > b->super.applied;
     if (whole && (e->records != r->offset || e->run != (uint32_t)r->range))
         return 1;
     b->last_barrier = r->number;
-    b->last_mark = seq;
+    recover_mark(rec, r, pos);
     if (!whole) {
         drop_open(b);
         return 0;
@@ -133,7 +147,7 @@ static int recover_record(void *ctx, const struct remus_record *r,
     if (r->type == REMUS_REC_COMMIT) {
         if (r->number + 1 != rec->expected || r->epoch > b->prepared)
             return 1;
-        b->last_mark = rec->seq;
+        recover_mark(rec, r, pos);
         if (r->epoch > b->committed)
             remus_backup_note_commit(b, r->epoch);
         return 0;
@@ -148,7 +162,7 @@ static int recover_record(void *ctx, const struct remus_record *r,
     if (r->epoch > b->last_epoch)
         b->last_epoch = r->epoch;
     if (r->type == REMUS_REC_BARRIER)
-        return recover_barrier(b, r, payload, rec->seq);
+        return recover_barrier(rec, r, payload, pos);
     if (r->epoch <= b->super.applied)
         return 0;
     struct remus_record wire = *r;
@@ -197,7 +211,11 @@ static int recover(remus_backup *b)
     int err = remus_journal_recover(&b->journal, s->tail, &v);
     if (err)
         return err;
-    drop_open(b);
+    pthread_mutex_lock(&b->journal.sync_lock);
+    pthread_mutex_lock(&b->lock);
+    remus_backup_drop_open(b);
+    pthread_mutex_unlock(&b->lock);
+    pthread_mutex_unlock(&b->journal.sync_lock);
     /* Numbers of records that were lost are not used again either: the salt
      * tells them apart, and a gap does no harm. */
     if (rec.expected > b->next_number)

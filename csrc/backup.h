@@ -183,8 +183,7 @@ struct remus_backup {
                                  0: none may come before a session */
     uint64_t last_epoch;      /* lock: highest ever seen */
     uint64_t last_barrier;    /* lock: number of the last barrier */
-    uint64_t last_mark;       /* lock: segment of the last barrier or commit;
-                                 0: not known */
+    struct remus_mark mark;   /* lock: the last barrier or commit */
     uint64_t prepared;        /* lock: newest closed epoch */
     uint64_t acked;           /* lock: newest acked epoch */
     uint64_t committed;       /* lock */
@@ -239,6 +238,9 @@ int remus_backup_commit_record(remus_backup *b, uint64_t epoch,
                                int from_primary);
 /* `epoch` is committed (lock held; its epoch is listed). */
 void remus_backup_note_commit(remus_backup *b, uint64_t epoch);
+/* Forget what no barrier closed, so that it keeps no segment in use (lock
+ * and the journal's sync_lock held). */
+void remus_backup_drop_open(remus_backup *b);
 /* Is nothing left but the reserve?  (lock held) */
 int remus_backup_short_of_room(const remus_backup *b);
 /* Let b->merge tell where the newest data of all closed epochs lies

@@ -286,6 +286,7 @@ void remus_backup_drop_epochs(remus_backup *b, uint64_t next_seq)
         remus_epoch_give(b, b->epochs[--b->epoch_count]);
     remus_journal_drop(&b->journal, next_seq);
     b->merged = 0;
+    b->mark.seq = 0;
     b->session_start = 1;
 }
 

@@ -380,17 +380,19 @@ void remus_journal_drop(struct remus_journal *j, uint64_t next_seq)
     j->dirty_from = j->next_seq;
 }
 
-void remus_journal_rewind(struct remus_journal *j, uint64_t keep)
+void remus_journal_rewind(struct remus_journal *j,
+                          const struct remus_mark *mark)
 {
-    if (keep < j->tail || keep + 1 >= j->next_seq)
+    if (mark->seq < j->tail || mark->seq >= j->next_seq)
         return;
-    j->next_seq = keep + 1;
-    j->last_salt = j->salts[keep % j->segments];
-    memset(&j->head, 0, sizeof j->head);
-    j->head_pos = 0;
-    j->stage_base = 0;
-    if (j->dirty_from > keep + 1)
-        j->dirty_from = keep + 1;
+    j->next_seq = mark->seq + 1;
+    j->last_salt = j->salts[mark->seq % j->segments];
+    j->head = (struct remus_segment){.seq = mark->seq,
+                                     .salt = j->last_salt,
+                                     .session = mark->session};
+    j->head_pos = j->stage_base = j->hinted = mark->end;
+    if (j->dirty_from > mark->seq)
+        j->dirty_from = mark->seq;
 }
 
 unsigned int remus_journal_used(const struct remus_journal *j)

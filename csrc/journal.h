@@ -68,6 +68,14 @@ struct remus_segment {
     uint32_t flags;
 };
 
+/* Where the newest barrier or commit ends. */
+struct remus_mark {
+    uint64_t seq;     /* its segment; 0: none is known */
+    uint64_t session; /* of that segment */
+    uint64_t end;     /* bytes of the segment up to it, padding included */
+    uint64_t number;  /* of the last counted record up to it */
+};
+
 /*
  * Lock order: sync_lock before the owner's lock.  "owner" is the mutex given
  * to remus_journal_open: functions say whether it must be held.
@@ -148,14 +156,16 @@ void remus_journal_free(struct remus_journal *j, uint64_t tail);
  * chain (owner held). */
 void remus_journal_drop(struct remus_journal *j, uint64_t next_seq);
 /*
- * Forget the segments after `keep`, which is in use: they hold nothing but
- * records of an epoch that was never closed.  The next segment follows
- * `keep`, and must start a session.  Both locks held: a sync under way would
- * take what comes for synced.
+ * Forget what comes after a mark, whose segment is in use: nothing but
+ * records of an epoch that was never closed.  Only commits may be appended
+ * behind it; the next counted record needs a segment that starts a session.
+ * Both locks held: a sync under way would take what comes for synced.
  * What was there is dropped by the rule at a session start, or, once the new
- * segment is written, by its salt, which is not the one that is looked for.
+ * segment is written, by its salt, which is not the one that is looked for;
+ * what is left of it behind a new commit has not the number that is expected.
  */
-void remus_journal_rewind(struct remus_journal *j, uint64_t keep);
+void remus_journal_rewind(struct remus_journal *j,
+                          const struct remus_mark *mark);
 /* Segments in use / not in use (owner held). */
 unsigned int remus_journal_used(const struct remus_journal *j);
 unsigned int remus_journal_unused(const struct remus_journal *j);

@@ -391,6 +391,9 @@ class Workload:
             for _ in range(rng.randrange(9)):
                 self.change(rng, backup, model)
             model.reconnect(backup)
+            if step == 8 and model.acked > model.commit_given:
+                # It comes before the first record of the new session.
+                model.commit(backup, model.acked)
 
     @staticmethod
     def change(rng: random.Random, backup: TestBackup, model: Model) -> None:
