@@ -58,6 +58,7 @@ struct recovery {
     uint64_t seq;      /* segment being scanned */
     uint64_t expected; /* number of the next counted record */
     uint64_t session;
+    int other; /* there are records that were written for other volumes */
 };
 
 static void drop_open(remus_backup *b)
@@ -81,6 +82,8 @@ static int recover_segment(void *ctx, const struct remus_segment *seg,
                           seg->session != rec->session)) {
         return 1;
     }
+    if (seg->volumes && seg->volumes != b->journal.volumes)
+        rec->other = 1;
     rec->seq = seg->seq;
     rec->expected = seg->first_number;
     rec->session = seg->session;
@@ -152,9 +155,13 @@ static int recover_record(void *ctx, const struct remus_record *r,
             remus_backup_note_commit(b, r->epoch);
         return 0;
     }
-    if (!remus_record_counted(r) || r->number != rec->expected ||
-        remus_backup_check_range(b, r))
+    if (!remus_record_counted(r) || r->number != rec->expected)
         return 1;
+    if (remus_backup_check_range(b, r)) {
+        if (r->type == REMUS_REC_BARRIER)
+            return 1;
+        rec->other = 1; /* it was in range when it was taken */
+    }
     int rc = recover_epoch(rec, r);
     if (rc)
         return rc;
@@ -220,6 +227,12 @@ static int recover(remus_backup *b)
      * tells them apart, and a gap does no harm. */
     if (rec.expected > b->next_number)
         b->next_number = rec.expected;
+    /* Who only looks knows no sizes, and moves nothing to a disk. */
+    if (rec.other && b->epoch_count && !b->look)
+        return remus_fail(-EINVAL,
+                          "the journal holds checkpoints that are not in the "
+                          "disks yet, and was written for other volumes: "
+                          "restore their names, order and sizes");
     if (s->role == REMUS_SUPER_PROMOTING)
         return recover_promoting(b);
     return 0;
@@ -326,6 +339,39 @@ static char *join_path(const char *dir, const char *name)
     return path;
 }
 
+/* Are the disks, taken together, as large as they were?  (A larger one may
+ * have been given to both sides.) */
+static int check_disks(remus_backup *b)
+{
+    unsigned char id[REMUS_NAME_MAX + 1 + 8];
+    uint64_t total = 0;
+    uint32_t crc = 0;
+    for (unsigned int i = 0; i < b->disk_count; i++) {
+        const struct remus_disk *d = &b->disks[i];
+        memset(id, 0, sizeof id);
+        memcpy(id, d->name, strlen(d->name));
+        remus_put64(id + REMUS_NAME_MAX + 1, d->size);
+        crc = remus_crc32c(crc, id, sizeof id);
+        total += d->size;
+    }
+    b->journal.volumes = crc ? crc : 1;
+    if (b->super.role == REMUS_SUPER_PROMOTED || b->look)
+        return 0;
+    b->disk_bytes = total;
+    int counts = b->super.role == REMUS_SUPER_SYNCED ||
+                 b->super.role == REMUS_SUPER_BACKUP ||
+                 b->super.role == REMUS_SUPER_PROMOTING;
+    if (!counts || total >= b->super.bytes)
+        return 0;
+    return remus_fail(-EINVAL,
+                      "the volumes have %llu bytes together, and had %llu "
+                      "when the last checkpoint was stored: restore what is "
+                      "missing; only if it is lost, empty state and journal "
+                      "directory and let the primary copy the disks anew",
+                      (unsigned long long)total,
+                      (unsigned long long)b->super.bytes);
+}
+
 static int open_disks(remus_backup *b,
                       const struct remus_backup_config *config)
 {
@@ -344,7 +390,7 @@ static int open_disks(remus_backup *b,
         if (d->file < 0)
             return d->file;
     }
-    return 0;
+    return check_disks(b);
 }
 
 static int allocate(remus_backup *b, const struct remus_backup_config *c,

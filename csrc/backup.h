@@ -68,7 +68,7 @@ enum remus_backup_role {
  *   72     8    segment bytes
  *   80     8    segments
  *   88     8    when a primary was last heard of, s since 1970; 0 never
- *   96     8    zero
+ *   96     8    bytes of all volumes together; 0 not known
  *  104    16    generation taken by promote
  *  120     8    next number of a counted record, at least
  *  128     4    flags of the checkpoint `applied` (or `target`)
@@ -91,6 +91,7 @@ struct remus_super {
     uint64_t next_number;
     struct remus_checkpoint cp; /* of `applied`, or of `target` */
     uint64_t heard; /* s since 1970 */
+    uint64_t bytes; /* of all volumes together; 0: not known */
     struct remus_lineage lineage;
     unsigned char promoted_generation[REMUS_ID_BYTES];
 };
@@ -142,6 +143,7 @@ struct remus_backup {
     char *psk_file, *psk_identity; /* constant; NULL: none given */
     unsigned int disk_count;  /* constant */
     struct remus_disk *disks; /* constant array */
+    uint64_t disk_bytes;      /* constant: of all; 0: not looked at */
     int lock_file, super_file; /* constant */
     int journal_lock;         /* constant; -1: none */
     unsigned char *buffer;    /* apply_lock: REMUS_APPLY_BYTES */

@@ -19,6 +19,8 @@ static int disk_error(const struct remus_disk *d, const char *what, int err)
 
 int remus_backup_store_super(remus_backup *b, struct remus_super *s)
 {
+    if (b->disk_bytes)
+        s->bytes = b->disk_bytes;
     int err = remus_super_store(b->io, b->super_file, b->super_path,
                                 b->resource, s);
     if (err)

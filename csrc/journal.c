@@ -252,6 +252,7 @@ int remus_journal_begin_segment(struct remus_journal *j,
     j->head.seq = j->next_seq++;
     j->head.salt = salt;
     j->head.prev_salt = j->last_salt;
+    j->head.volumes = j->volumes;
     j->last_salt = salt;
     j->salts[j->head.seq % j->segments] = salt;
     memset(j->stage, 0, REMUS_PAGE);

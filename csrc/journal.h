@@ -19,7 +19,10 @@
  *   48     8    epoch that is open at the start of this segment
  *   56     4    flags: 1 = a session starts here
  *   60     4    segment bytes
- *   64    16    resource check: CRC32C of the name (4), zeros (12)
+ *   64     4    CRC32C of the resource's name
+ *   68     4    CRC32C of the volumes it was written for: of each its name,
+ *               NUL-padded to 64 bytes, and its size (8); 0 told as 1
+ *   72     8    zeros
  *   80     4    CRC32C of bytes 0..79
  *
  * A record stands here as it came from the wire, with the segment's salt in
@@ -66,6 +69,7 @@ struct remus_segment {
     uint64_t prev_number;
     uint64_t epoch;
     uint32_t flags;
+    uint32_t volumes; /* 0: not told */
 };
 
 /* Where the newest barrier or commit ends. */
@@ -89,6 +93,8 @@ struct remus_journal {
     uint64_t segment_bytes;   /* constant */
     unsigned int segments;    /* constant: files in the ring */
     uint32_t max_payload;     /* constant */
+    uint32_t volumes;         /* the owner sets it before it begins a segment;
+                                 then constant */
     int *files;               /* constant: one open file a segment */
     uint32_t *salts;          /* owner: of the segment in each file, if used */
     struct remus_segment head; /* owner: segment being written; seq 0: none */

@@ -100,6 +100,9 @@ class World:
     def disks(self) -> Disks:
         return tuple(self.read(name) for name in NAMES)
 
+    def create(self, path: bytes, size: int) -> None:
+        check(lib.remus_sim_create(self.raw, path, size))
+
     def poke(self, name: bytes, data: bytes, offset: int) -> None:
         check(lib.remus_sim_poke(self.raw, PATHS[name], data, len(data), offset))
 
@@ -117,15 +120,23 @@ class TestBackup:
 
     __test__ = False
 
-    def __init__(self, world: World, *, ack: str = "durable") -> None:
+    def __init__(
+        self,
+        world: World,
+        *,
+        ack: str = "durable",
+        paths: dict[bytes, bytes] | None = None,
+    ) -> None:
+        """paths: the volumes and their images, if they are others now."""
+        paths = PATHS if paths is None else paths
         keep = [ffi.new("char[]", text) for text in (b"guest0", b"/state")]
-        volumes = ffi.new("struct remus_volume[]", len(NAMES))
-        for raw, name in zip(volumes, NAMES, strict=True):
-            keep += [ffi.new("char[]", name), ffi.new("char[]", PATHS[name])]
-            raw.name, raw.path, raw.size = keep[-2], keep[-1], SIZES[name]
+        volumes = ffi.new("struct remus_volume[]", len(paths))
+        for raw, (name, path) in zip(volumes, paths.items(), strict=True):
+            keep += [ffi.new("char[]", name), ffi.new("char[]", path)]
+            raw.name, raw.path = keep[-2], keep[-1]
         config = ffi.new("struct remus_backup_config *")
         config.resource, config.state_dir = keep[0], keep[1]
-        config.volumes, config.volume_count = volumes, len(NAMES)
+        config.volumes, config.volume_count = volumes, len(paths)
         config.ack = lib.REMUS_ACK_DURABLE if ack == "durable" else lib.REMUS_ACK_MEMORY
         config.journal_bytes = SEGMENT * SEGMENTS
         config.segment_bytes = SEGMENT

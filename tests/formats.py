@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 PAGE = 4096
 HEADER = struct.Struct("<IBBHIIQQQQQII")
-SEGMENT = struct.Struct("<IIQIIQQQQIII12xI")
-SUPER = struct.Struct("<IIQIIQQQQQQQQQ8x16sQII32s312sI")
+SEGMENT = struct.Struct("<IIQIIQQQQIIII8xI")
+SUPER = struct.Struct("<IIQIIQQQQQQQQQQ16sQII32s312sI")
 
 WRITE, ZERO, BARRIER, ACK, COMMIT = 3, 4, 5, 6, 7
 
@@ -82,16 +82,27 @@ class Segment:
     epoch: int
     flags: int
     size: int
+    volumes: int
 
 
 def segment(data: bytes, resource: str) -> Segment:
     (magic, version, seq, salt, prev_salt, session, first, prev, epoch, flags,
-     size, name_crc, crc) = SEGMENT.unpack(data[: SEGMENT.size])  # fmt: skip
+     size, name_crc, volumes, crc) = SEGMENT.unpack(data[: SEGMENT.size])  # fmt: skip
     if magic != int.from_bytes(b"REMJ", "little") or version != 1:
         raise Invalid("magic")
     if crc != crc32c(data[:80]) or name_crc != crc32c(resource.encode()):
         raise Invalid("crc")
-    return Segment(seq, salt, prev_salt, session, first, prev, epoch, flags, size)
+    return Segment(
+        seq, salt, prev_salt, session, first, prev, epoch, flags, size, volumes
+    )
+
+
+def volumes_crc(volumes: list[tuple[str, int]]) -> int:
+    """What a segment says of the volumes that it was written for."""
+    crc = 0
+    for name, size in volumes:
+        crc = crc32c(struct.pack("<64sQ", name.encode(), size), crc)
+    return crc or 1
 
 
 def records(data: bytes, head: Segment) -> Iterator[Record]:
@@ -188,8 +199,12 @@ def superblock(data: bytes, resource: str) -> dict[str, int]:
         if fields[-1] != crc32c(slot[:480]) or fields[4] != crc32c(resource.encode()):
             continue
         if fields[2] > best.get("sequence", -1):
-            names = "sequence role name_crc applied base target last_epoch tail"
-            best = dict(zip(names.split(), fields[2:10], strict=True))
+            names = (
+                "sequence role name_crc applied base target last_epoch tail "
+                "number segment_bytes segments heard bytes"
+            )
+            best = dict(zip(names.split(), fields[2:15], strict=True))
+            best["next_number"] = fields[16]
     if not best:
         raise Invalid("no valid slot")
     return best
