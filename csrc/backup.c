@@ -155,13 +155,11 @@ static int recover_record(void *ctx, const struct remus_record *r,
             remus_backup_note_commit(b, r->epoch);
         return 0;
     }
-    if (!remus_record_counted(r) || r->number != rec->expected)
+    if (!remus_record_counted(r) || r->number != rec->expected ||
+        remus_backup_check_shape(r))
         return 1;
-    if (remus_backup_check_range(b, r)) {
-        if (r->type == REMUS_REC_BARRIER)
-            return 1;
+    if (remus_backup_check_range(b, r))
         rec->other = 1; /* it was in range when it was taken */
-    }
     int rc = recover_epoch(rec, r);
     if (rc)
         return rc;

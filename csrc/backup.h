@@ -278,7 +278,9 @@ int remus_epoch_index(remus_backup *b, struct remus_epoch *e,
 /* Close the open epoch with its barrier and list it as prepared. */
 int remus_epoch_close(remus_backup *b, const struct remus_record *r,
                       const unsigned char *tag);
-/* Is a write, zero or barrier record sane for this resource? */
+/* Is a write, zero or barrier record well-formed?  And sane for this
+ * resource? */
+int remus_backup_check_shape(const struct remus_record *r);
 int remus_backup_check_range(const remus_backup *b,
                              const struct remus_record *r);
 

@@ -394,21 +394,35 @@ int remus_backup_catch_up(remus_backup *b, uint64_t epoch, uint64_t bytes)
 
 /* ---- records ---------------------------------------------------------- */
 
-int remus_backup_check_range(const remus_backup *b,
-                             const struct remus_record *r)
+int remus_backup_check_shape(const struct remus_record *r)
 {
-    if (r->type == REMUS_REC_BARRIER) {
+    switch (r->type) {
+    case REMUS_REC_BARRIER:
         if (r->length <= REMUS_TAG_MAX)
             return 0;
         return remus_fail(-EBADMSG, "a tag of %u bytes, limit %d", r->length,
                           REMUS_TAG_MAX);
+    case REMUS_REC_ZERO:
+        if (r->range && !r->length)
+            return 0;
+        return remus_fail(-EBADMSG, "%llu zeroes with a payload of %u bytes",
+                          (ull)r->range, r->length);
+    default:
+        return r->length ? 0 : remus_fail(-EBADMSG, "a write of no bytes");
     }
+}
+
+int remus_backup_check_range(const remus_backup *b,
+                             const struct remus_record *r)
+{
+    int err = remus_backup_check_shape(r);
+    if (err || r->type == REMUS_REC_BARRIER)
+        return err;
     uint64_t n = r->type == REMUS_REC_ZERO ? r->range : r->length;
     if (r->volume >= b->disk_count)
         return remus_fail(-EBADMSG, "no volume %u", r->volume);
     const struct remus_disk *d = &b->disks[r->volume];
-    if (n == 0 || r->offset > d->size || n > d->size - r->offset ||
-        (r->type == REMUS_REC_ZERO && r->length))
+    if (r->offset > d->size || n > d->size - r->offset)
         return remus_fail(-EBADMSG,
                           "volume %s: %llu bytes at %llu are outside of %llu",
                           d->name, (ull)n, (ull)r->offset, (ull)d->size);

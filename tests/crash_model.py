@@ -104,7 +104,10 @@ class World:
         check(lib.remus_sim_create(self.raw, path, size))
 
     def poke(self, name: bytes, data: bytes, offset: int) -> None:
-        check(lib.remus_sim_poke(self.raw, PATHS[name], data, len(data), offset))
+        self.poke_file(PATHS[name], data, offset)
+
+    def poke_file(self, path: bytes, data: bytes, offset: int) -> None:
+        check(lib.remus_sim_poke(self.raw, path, data, len(data), offset))
 
     def segments_begun(self) -> int:
         """How many segments the journal has begun: its start is a multiple."""

@@ -92,6 +92,8 @@ def segment(data: bytes, resource: str) -> Segment:
         raise Invalid("magic")
     if crc != crc32c(data[:80]) or name_crc != crc32c(resource.encode()):
         raise Invalid("crc")
+    if size != len(data):
+        raise Invalid("size")
     return Segment(
         seq, salt, prev_salt, session, first, prev, epoch, flags, size, volumes
     )
@@ -119,6 +121,103 @@ def records(data: bytes, head: Segment) -> Iterator[Record]:
         at += HEADER.size + len(rec.payload)
         if rec.type in (BARRIER, COMMIT):
             at = -(-at // PAGE) * PAGE
+
+
+@dataclass
+class Recovered:
+    """What a journal holds beyond the disks."""
+
+    committed: int
+    #: Closed epochs after `applied` and their records, oldest first.
+    closed: dict[int, list[Record]]
+
+    def write_to(self, disks: list[bytearray], target: int) -> None:
+        """Bring disks that hold `applied` to this checkpoint."""
+        for number, recs in self.closed.items():
+            for rec in recs if number <= target else []:
+                data = rec.payload if rec.type == WRITE else bytes(rec.range)
+                disks[rec.volume][rec.offset : rec.offset + len(data)] = data
+
+
+class _Log:
+    """The rules under *Recovery*, one record after the other."""
+
+    def __init__(self, state: dict[str, int]) -> None:
+        self.applied = state["applied"]
+        self.found = Recovered(self.applied, {})
+        self.last_barrier = state["number"]
+        self.head: Segment | None = None
+        self.expected = 0
+        self.open: tuple[int, list[Record]] | None = None
+
+    def begin(self, head: Segment) -> bool:
+        before, self.head = self.head, head
+        if head.flags & 1:
+            self.open = None
+            if before and head.prev_number != self.last_barrier:
+                return False
+        elif before and (head.session, head.first_number) != (
+            before.session,
+            self.expected,
+        ):
+            return False
+        self.expected = head.first_number
+        return not before or head.prev_salt == before.salt
+
+    def take(self, rec: Record) -> bool:
+        newest = max(self.found.closed, default=self.applied)
+        if rec.type == COMMIT:
+            if rec.number + 1 != self.expected or rec.epoch > newest:
+                return False
+            self.found.committed = max(self.found.committed, rec.epoch)
+            return True
+        counted = rec.type == BARRIER or (
+            rec.type in (WRITE, ZERO) and not rec.flags & 1
+        )
+        well_formed = {
+            WRITE: len(rec.payload) > 0,
+            ZERO: rec.range > 0 and not rec.payload,
+            BARRIER: len(rec.payload) <= 32,
+        }
+        if not counted or rec.number != self.expected or not well_formed[rec.type]:
+            return False
+        if self.open is None:
+            if self.found.closed and rec.epoch <= newest:
+                return False
+            self.open = (rec.epoch, [])
+        epoch, recs = self.open
+        if rec.epoch != epoch:
+            return False
+        self.expected += 1
+        if rec.type != BARRIER:
+            recs.append(rec)
+            return True
+        if epoch > self.applied:
+            if (rec.offset, rec.range) != (len(recs), running_crc(recs)):
+                return False
+            self.found.closed[epoch] = recs
+        self.last_barrier = rec.number
+        self.open = None
+        return True
+
+
+def recover(state: dict[str, int], files: list[bytes], resource: str) -> Recovered:
+    """What the superblock and the segment files say together."""
+    log = _Log(state)
+    if state["role"] not in (2, 3, 4):
+        return log.found
+    for seq in range(state["tail"], state["tail"] + len(files)):
+        data = files[seq % len(files)]
+        try:
+            head = segment(data, resource)
+        except Invalid:
+            break
+        if head.seq != seq or not log.begin(head):
+            break
+        for rec in records(data, head):
+            if not log.take(rec):
+                break
+    return log.found
 
 
 def running_crc(recs: list[Record]) -> int:

@@ -27,15 +27,15 @@ ENDS = ["kill", "lose", "tear", "reorder"]
 def fill_by_sessions(backup: TestBackup, model: Model) -> None:
     """A session for each epoch, and no commit, until nothing is left."""
     with pytest.raises(Failed) as caught:
-        for i in range(10 * SEGMENTS):
-            one_session(backup, model, i)
+        come_and_go(backup, model)
     assert caught.value.errno == errno.ENOSPC
 
 
-def one_session(backup: TestBackup, model: Model, i: int) -> None:
-    model.reconnect(backup)
-    model.write(backup, 0, b"%4d" % i * 1000, 4096 * (i % 40))
-    model.barrier(backup, b"")
+def come_and_go(backup: TestBackup, model: Model) -> None:
+    for i in range(10 * SEGMENTS):
+        model.reconnect(backup)
+        model.write(backup, 0, b"%4d" % i * 1000, 4096 * (i % 40))
+        model.barrier(backup, b"")
 
 
 def fill_an_epoch(backup: TestBackup) -> None:
