@@ -129,6 +129,7 @@ class TestBackup:
         *,
         ack: str = "durable",
         paths: dict[bytes, bytes] | None = None,
+        discard_local: bool = False,
     ) -> None:
         """paths: the volumes and their images, if they are others now."""
         paths = PATHS if paths is None else paths
@@ -141,6 +142,7 @@ class TestBackup:
         config.resource, config.state_dir = keep[0], keep[1]
         config.volumes, config.volume_count = volumes, len(paths)
         config.ack = lib.REMUS_ACK_DURABLE if ack == "durable" else lib.REMUS_ACK_MEMORY
+        config.discard_local = discard_local
         config.journal_bytes = SEGMENT * SEGMENTS
         config.segment_bytes = SEGMENT
         out = ffi.new("remus_backup **")
@@ -162,6 +164,29 @@ class TestBackup:
 
     def begin(self) -> None:
         check(lib.remus_test_backup_begin(self.raw))
+
+    def greet(self) -> tuple[int, int]:
+        """A hello; what the reply says of `content` and `held`."""
+        content, held = ffi.new("uint32_t *"), ffi.new("uint64_t *")
+        check(lib.remus_test_backup_greet(self.raw, content, held))
+        return content[0], held[0]
+
+    def catch_up(self) -> None:
+        check(lib.remus_test_backup_catch_up(self.raw))
+
+    def copy_begin(self, *, keep: bool = False) -> None:
+        check(lib.remus_test_backup_copy_begin(self.raw, keep))
+
+    def copy_write(self, volume: int, data: bytes, offset: int) -> None:
+        check(
+            lib.remus_test_backup_copy_write(self.raw, volume, data, len(data), offset)
+        )
+
+    def copy_zero(self, volume: int, offset: int, length: int) -> None:
+        check(lib.remus_test_backup_copy_zero(self.raw, volume, offset, length))
+
+    def copy_end(self) -> None:
+        check(lib.remus_test_backup_copy_end(self.raw))
 
     def write(self, volume: int, data: bytes, offset: int) -> None:
         check(lib.remus_test_backup_write(self.raw, volume, data, len(data), offset))
