@@ -121,6 +121,9 @@ REMUS_API const char *remus_sim_failed_op(remus_sim *sim);
 /* Shall drop_cache take effect?  At first it does nothing, as a hint may. */
 REMUS_API void remus_sim_drops_cache(remus_sim *sim, int on);
 
+/* Shall reads and writes be interrupted, and be short, by chance? */
+REMUS_API void remus_sim_interrupts(remus_sim *sim, int on);
+
 /*
  * A dirty map on simulated files, without a primary (dirty.h).  mark:
  * pin >= 0 marks in the set of an earlier pin, else in the

@@ -74,6 +74,10 @@ class World:
     def fail_after(self, ops: int, err: int) -> None:
         lib.remus_sim_fail_after(self.raw, ops, err)
 
+    def interrupts(self) -> None:
+        """Reads and writes are interrupted and short from here on."""
+        lib.remus_sim_interrupts(self.raw, 1)
+
     @property
     def failed_op(self) -> str:
         return ffi.string(lib.remus_sim_failed_op(self.raw)).decode()

@@ -609,6 +609,32 @@ def test_a_life_that_ends_while_opening_takes_nothing_from_the_next():
                 check_everything(after, model.after(end))
 
 
+# ---- reads and writes that are short or interrupted ---------------------------
+
+
+def interrupted(k: int | None) -> tuple[World, Model]:
+    world, model = World(), Model()
+    world.interrupts()
+    if k is not None:
+        world.stop_after(k)
+    failed = run_until_failure(
+        world, lambda backup: WORK.run(backup, model, promote=True)
+    )
+    assert bool(failed) == (k is not None)
+    return world, model
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_with_short_and_interrupted_operations(end):
+    total = interrupted(None)[0].ops
+    for k in range(ENDS.index(end), total, 31):
+        with telling(f"operation {k} of {total}, interrupted, {end}"):
+            world, model = interrupted(k)
+            world.crash(end, k)
+            model.ended(end)
+            check_everything(world, model)
+
+
 # ---- stale records ---------------------------------------------------------------
 
 
