@@ -183,6 +183,7 @@ static int recover_promoting(remus_backup *b)
     while (b->epoch_count &&
            b->epochs[b->epoch_count - 1]->number > b->super.target)
         remus_epoch_give(b, b->epochs[--b->epoch_count]);
+    b->prepared = b->acked = b->super.target;
     if (b->super.target == b->super.applied)
         return 0;
     if (!b->epoch_count ||

@@ -10,6 +10,8 @@
 
 typedef unsigned long long ull;
 
+#define KEPT_EXTENTS 1024u /* room for so many stays with an unused epoch */
+
 /* ---- epochs ---------------------------------------------------------- */
 
 struct remus_epoch *remus_epoch_take(remus_backup *b, uint64_t number)
@@ -31,6 +33,9 @@ struct remus_epoch *remus_epoch_take(remus_backup *b, uint64_t number)
 
 void remus_epoch_give(remus_backup *b, struct remus_epoch *e)
 {
+    /* What a large epoch needed is not kept for small ones. */
+    if (e->extents.cap > KEPT_EXTENTS)
+        remus_extents_free(&e->extents);
     e->next_free = b->free_epochs;
     b->free_epochs = e;
 }

@@ -139,10 +139,10 @@ int remus_journal_open(struct remus_journal *j, remus_io *io,
     j->stage = aligned_alloc(REMUS_PAGE,
                              (j->stage_cap + REMUS_PAGE - 1) / REMUS_PAGE *
                                  REMUS_PAGE);
+    for (unsigned int i = 0; j->files && i < j->segments; i++)
+        j->files[i] = -1;
     if (!j->dir || !j->files || !j->salts || !j->stage)
         return remus_fail(-ENOMEM, "journal %s: out of memory", dir);
-    for (unsigned int i = 0; i < j->segments; i++)
-        j->files[i] = -1;
     int err = 0;
     for (unsigned int i = 0; i < j->segments; i++) {
         err = open_segment_file(j, i, fresh);

@@ -134,6 +134,8 @@ class TestBackup:
         ack: str = "durable",
         paths: dict[bytes, bytes] | None = None,
         discard_local: bool = False,
+        segment: int = SEGMENT,
+        segments: int = SEGMENTS,
     ) -> None:
         """paths: the volumes and their images, if they are others now."""
         paths = PATHS if paths is None else paths
@@ -147,8 +149,8 @@ class TestBackup:
         config.volumes, config.volume_count = volumes, len(paths)
         config.ack = lib.REMUS_ACK_DURABLE if ack == "durable" else lib.REMUS_ACK_MEMORY
         config.discard_local = discard_local
-        config.journal_bytes = SEGMENT * SEGMENTS
-        config.segment_bytes = SEGMENT
+        config.journal_bytes = segment * segments
+        config.segment_bytes = segment
         out = ffi.new("remus_backup **")
         check(lib.remus_test_backup_open(config, world.raw, out))
         self.raw = out[0]

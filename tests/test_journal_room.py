@@ -9,6 +9,8 @@ process that comes and goes, may take its room.
 from __future__ import annotations
 
 import errno
+import os
+from pathlib import Path
 
 import pytest
 from crash_model import (
@@ -117,3 +119,33 @@ def test_an_epoch_that_was_never_closed_keeps_no_room_over_a_restart(end):
     model.apply(backup)
     assert world.disks() == model.snapshot()
     backup.abandon()
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_does_not_grow_with_the_number_of_epochs():
+    """Many empty epochs, and each time another one among them is large."""
+    world = World()
+    world.create(b"/disk/big", 8 << 20)
+    backup = TestBackup(
+        world, paths={b"big": b"/disk/big"}, segment=1 << 20, segments=16
+    )
+    backup.begin()
+    many, large = 60, 5000
+    start = 0
+    for round_ in range(many):
+        for i in range(many):
+            for k in range(large if i == round_ else 0):
+                backup.zero(0, 1024 * k, 512)
+            epoch = backup.barrier()
+        backup.commit(epoch)
+        backup.apply()
+        backup.checkpoint()
+        if round_ == 3:
+            start = resident()
+    grown = resident() - start
+    backup.abandon()
+    assert grown < 4 << 20, f"{grown >> 20} MiB"
