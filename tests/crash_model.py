@@ -134,18 +134,21 @@ class TestBackup:
         ack: str = "durable",
         paths: dict[bytes, bytes] | None = None,
         discard_local: bool = False,
+        journal: bytes = b"/state/journal",
         segment: int = SEGMENT,
         segments: int = SEGMENTS,
     ) -> None:
         """paths: the volumes and their images, if they are others now."""
         paths = PATHS if paths is None else paths
-        keep = [ffi.new("char[]", text) for text in (b"guest0", b"/state")]
+        texts = (b"guest0", b"/state", journal)
+        keep = [ffi.new("char[]", text) for text in texts]
         volumes = ffi.new("struct remus_volume[]", len(paths))
         for raw, (name, path) in zip(volumes, paths.items(), strict=True):
             keep += [ffi.new("char[]", name), ffi.new("char[]", path)]
             raw.name, raw.path = keep[-2], keep[-1]
         config = ffi.new("struct remus_backup_config *")
         config.resource, config.state_dir = keep[0], keep[1]
+        config.journal_dir = keep[2]
         config.volumes, config.volume_count = volumes, len(paths)
         config.ack = lib.REMUS_ACK_DURABLE if ack == "durable" else lib.REMUS_ACK_MEMORY
         config.discard_local = discard_local
@@ -458,6 +461,7 @@ def run_until_failure(
     work: Callable[[TestBackup], None],
     *,
     ack: str = "durable",
+    journal: bytes = b"/state/journal",
     close: bool = False,
 ) -> Failed | None:
     """Open a backup and work until done or until something fails.
@@ -466,7 +470,7 @@ def run_until_failure(
     """
     backup = None
     try:
-        backup = TestBackup(world, ack=ack)
+        backup = TestBackup(world, ack=ack, journal=journal)
         work(backup)
     except Failed as error:
         return error

@@ -724,6 +724,66 @@ def test_a_crash_during_recovery_changes_nothing(end):
     check_everything(world, model)
 
 
+def offered_again(world: World, offered: object, *what: object) -> None:
+    for end in POWER:
+        with telling(*what, f"recovered, then {end}"):
+            after = world.clone()
+            after.crash(end, 5)
+            backup = TestBackup(after)
+            assert backup.checkpoints() == offered
+            backup.abandon()
+
+
+def test_what_a_recovery_found_is_there_for_good():
+    """A process died, the next one offers what it left in the page cache, and
+    tells the primary so: no loss of power may take it back."""
+    total = whole(promote=False)[0].ops
+    for k in range(0, total, 4):
+        world, model = World(), Model()
+        world.stop_after(k)
+        run_until_failure(world, lambda b, m=model: WORK.run(b, m))
+        world.crash("kill")
+        backup = TestBackup(world)
+        offered = backup.checkpoints()
+        backup.abandon()
+        offered_again(world, offered, f"killed after operation {k}")
+
+
+def test_what_a_recovery_found_after_a_failed_sync_is_there_for_good():
+    """The page cache may hold what no sync will ever make durable."""
+    total = whole(promote=False)[0].ops
+    for k in range(0, total, 3):
+        world, model = World(), Model()
+        world.drops_cache()
+        world.fail_after(k, errno.EIO)
+        run_until_failure(world, lambda b, m=model: WORK.run(b, m))
+        if world.failed_op != "fdatasync":
+            continue
+        world.crash("kill")
+        backup = TestBackup(world)
+        offered = backup.checkpoints()
+        backup.abandon()
+        offered_again(world, offered, f"sync {k} failed")
+
+
+@pytest.mark.parametrize("end", POWER)
+def test_a_journal_apart_from_its_state(end):
+    """Each directory has names of its own to make durable."""
+    where = b"/fast/journal"
+    for k in range(POWER.index(end), 160, 3):
+        with telling(f"a journal elsewhere, operation {k}, {end}"):
+            world, model = World(), Model()
+            world.stop_after(k)
+            run_until_failure(
+                world, lambda b, m=model: WORK.run(b, m), journal=where
+            )
+            world.crash(end, k)
+            model.ended(end)
+            backup = TestBackup(world, journal=where)
+            check_offer(backup, model)
+            backup.abandon()
+
+
 @pytest.mark.parametrize("err", [errno.EIO, errno.ENOSPC])
 def test_an_open_that_fails_takes_nothing(err):
     """Whatever goes wrong while opening: the next one finds it all."""

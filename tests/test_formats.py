@@ -139,6 +139,11 @@ def test_a_real_backup_writes_what_the_page_says(tmp_path):
     assert state["role"] == 3
     assert state["applied"] < epoch
     assert state["bytes"] == 1 << 20
+    ids = [(tmp_path / "bstate" / at / "journal.id").read_bytes()
+           for at in (".", "journal")]  # fmt: skip
+    assert ids[0] == ids[1] and len(ids[0]) == 32
+    assert ids[0][:8] == b"RMJI" + (1).to_bytes(4, "little")
+    assert formats.crc32c(ids[0][:28]).to_bytes(4, "little") == ids[0][28:]
     assert {h.volumes for h in heads} == {formats.volumes_crc([("xvda", 1 << 20)])}
 
 
