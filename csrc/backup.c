@@ -263,8 +263,12 @@ static int make_super(remus_backup *b,
     s->next_number = 1;
     s->segment_bytes = b->journal.segment_bytes;
     s->segments = b->journal.segments;
-    return remus_super_store(b->io, b->super_file, b->super_path, b->resource,
-                             s);
+    /* Both slots, so that later ones need no room on a disk that is full. */
+    err = remus_super_store(b->io, b->super_file, b->super_path, b->resource,
+                            s);
+    return err ? err
+               : remus_super_store(b->io, b->super_file, b->super_path,
+                                   b->resource, s);
 }
 
 /* Is there a superblock?  1; 0: the state is being made; -errno. */

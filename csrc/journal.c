@@ -330,14 +330,6 @@ int remus_journal_append(struct remus_journal *j,
     return err;
 }
 
-int remus_journal_flush(struct remus_journal *j)
-{
-    int err = check_failed(j);
-    if (err || !j->head.seq)
-        return err;
-    return write_stage(j, page_down(j->head_pos));
-}
-
 int remus_journal_sync(struct remus_journal *j)
 {
     pthread_mutex_lock(&j->sync_lock);

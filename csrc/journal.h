@@ -152,8 +152,6 @@ int remus_journal_append(struct remus_journal *j,
                          unsigned char header[REMUS_REC_HEADER], int pad,
                          const unsigned char *payload, uint32_t length,
                          uint64_t *pos);
-/* Write out what is staged; only at a page boundary (owner held). */
-int remus_journal_flush(struct remus_journal *j);
 /* Make everything appended and flushed so far durable (owner NOT held). */
 int remus_journal_sync(struct remus_journal *j);
 /* Segments before `tail` may be reused (owner held). */

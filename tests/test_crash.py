@@ -567,6 +567,9 @@ def lives(seed: int, count: int) -> None:
 
         def one(backup: TestBackup, work=work, promote=promote) -> None:
             model.resume(backup)
+            if work.seed % 2 and model.acked > model.commit_given:
+                # An operator's word, before any primary is back.
+                model.commit(backup, model.acked, durably=True)
             work.run(backup, model, promote=promote)
 
         run_until_failure(world, one, ack=ack, close=rng.random() < 0.5)
