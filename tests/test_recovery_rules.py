@@ -291,3 +291,33 @@ def test_a_segment_with_one_wrong_field_ends_the_log(journal, field):
         )
         first = next(p for p in journal.places if p.file == file).rec
         assert max(offered) < first.epoch + (first.type == formats.COMMIT), file
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_an_epoch_that_is_damaged_is_not_skipped(which):
+    """The next segment begins with an epoch of its own: still the log ends."""
+    world, model = World(), Model()
+    backup = TestBackup(world)
+    model.begin(backup)
+    for i in range(9):
+        # Three epochs to a segment.
+        model.write(backup, i % 2, bytes([i + 1]) * 15000, 1000 * i)
+        model.barrier(backup, b"")
+    epochs = [n for n, _, _ in backup.checkpoints()]
+    backup.abandon()
+    world.crash("lose")
+    journal = Journal.__new__(Journal)
+    journal.world = world
+    journal.places = journal.look()
+    starts = [p for p in journal.places if p.at == 4096][1:]
+    assert len(starts) >= 2
+    for start in starts:
+        # Of the epochs in the segment before; the last one at least.
+        epoch = start.rec.epoch - 1 - which % 2
+        place = journal.find(formats.WRITE, epoch)
+        if which == 2:
+            place = journal.find(formats.BARRIER, epoch)
+        offered = journal.offers_after(
+            lambda w, p=place: w.poke_file(PATH % p.file, b"\xff", p.at + 20)
+        )
+        assert offered == [n for n in epochs if n < epoch]
