@@ -134,6 +134,7 @@ class TestBackup:
         ack: str = "durable",
         paths: dict[bytes, bytes] | None = None,
         discard_local: bool = False,
+        look: bool = False,
         journal: bytes = b"/state/journal",
         segment: int = SEGMENT,
         segments: int = SEGMENTS,
@@ -151,7 +152,7 @@ class TestBackup:
         config.journal_dir = keep[2]
         config.volumes, config.volume_count = volumes, len(paths)
         config.ack = lib.REMUS_ACK_DURABLE if ack == "durable" else lib.REMUS_ACK_MEMORY
-        config.discard_local = discard_local
+        config.discard_local, config.look = discard_local, look
         config.journal_bytes = segment * segments
         config.segment_bytes = segment
         out = ffi.new("remus_backup **")

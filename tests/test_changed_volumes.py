@@ -79,3 +79,14 @@ def test_volumes_may_change_once_all_is_applied():
     assert backup.promote() == model.acked
     backup.abandon()
     assert world.disks() == model.at[model.acked]
+
+
+def test_who_only_looks_needs_no_sizes():
+    """Of a stopped backup the checkpoints are told, and nothing is changed."""
+    world, model = prepared()
+    backup = TestBackup(world, look=True)
+    assert backup.checkpoints()[-1][0] == model.acked
+    with pytest.raises(Failed) as caught:
+        backup.promote()
+    assert caught.value.errno == errno.EROFS
+    backup.close()
