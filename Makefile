@@ -146,7 +146,7 @@ format: setup ## lay out Python (ruff) and, where clang-format is, C
 
 SOURCES := $(sort $(wildcard csrc/*.c))
 # The simulated disk and what drives it are for tests: not in the library.
-LIB_SOURCES := $(filter-out csrc/io_sim.c %_test.c,$(SOURCES))
+LIB_SOURCES := $(filter-out csrc/io_sim%.c %_test.c,$(SOURCES))
 C_TESTS := $(sort $(wildcard tests/c/test_*.c))
 
 CFLAGS ?= -O2 -g

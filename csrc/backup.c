@@ -58,6 +58,7 @@ struct recovery {
     uint64_t seq;      /* segment being scanned */
     uint64_t expected; /* number of the next counted record */
     uint64_t session;
+    int other; /* there are records that were written for other volumes */
 };
 
 static void drop_open(remus_backup *b)
@@ -81,6 +82,8 @@ static int recover_segment(void *ctx, const struct remus_segment *seg,
                           seg->session != rec->session)) {
         return 1;
     }
+    if (seg->volumes && seg->volumes != b->journal.volumes)
+        rec->other = 1;
     rec->seq = seg->seq;
     rec->expected = seg->first_number;
     rec->session = seg->session;
@@ -103,16 +106,30 @@ static int recover_epoch(struct recovery *rec, const struct remus_record *r)
     return 0;
 }
 
-static int recover_barrier(remus_backup *b, const struct remus_record *r,
-                           const unsigned char *payload, uint64_t seq)
+/* A barrier or commit counts: where it ends. */
+static void recover_mark(struct recovery *rec, const struct remus_record *r,
+                         uint64_t pos)
 {
+    uint64_t end = pos % rec->b->journal.segment_bytes + r->length;
+    rec->b->mark = (struct remus_mark){
+        .seq = rec->seq,
+        .session = rec->session,
+        .end = (end + REMUS_PAGE - 1) / REMUS_PAGE * REMUS_PAGE,
+        .number = r->number};
+}
+
+static int recover_barrier(struct recovery *rec,
+                           const struct remus_record *r,
+                           const unsigned char *payload, uint64_t pos)
+{
+    remus_backup *b = rec->b;
     struct remus_epoch *e = b->open;
     /* An applied epoch may have begun in a segment that is gone. */
     int whole = r->epoch > b->super.applied;
     if (whole && (e->records != r->offset || e->run != (uint32_t)r->range))
         return 1;
     b->last_barrier = r->number;
-    b->last_mark = seq;
+    recover_mark(rec, r, pos);
     if (!whole) {
         drop_open(b);
         return 0;
@@ -133,14 +150,16 @@ static int recover_record(void *ctx, const struct remus_record *r,
     if (r->type == REMUS_REC_COMMIT) {
         if (r->number + 1 != rec->expected || r->epoch > b->prepared)
             return 1;
-        b->last_mark = rec->seq;
+        recover_mark(rec, r, pos);
         if (r->epoch > b->committed)
             remus_backup_note_commit(b, r->epoch);
         return 0;
     }
     if (!remus_record_counted(r) || r->number != rec->expected ||
-        remus_backup_check_range(b, r))
+        remus_backup_check_shape(r))
         return 1;
+    if (remus_backup_check_range(b, r))
+        rec->other = 1; /* it was in range when it was taken */
     int rc = recover_epoch(rec, r);
     if (rc)
         return rc;
@@ -148,7 +167,7 @@ static int recover_record(void *ctx, const struct remus_record *r,
     if (r->epoch > b->last_epoch)
         b->last_epoch = r->epoch;
     if (r->type == REMUS_REC_BARRIER)
-        return recover_barrier(b, r, payload, rec->seq);
+        return recover_barrier(rec, r, payload, pos);
     if (r->epoch <= b->super.applied)
         return 0;
     struct remus_record wire = *r;
@@ -164,6 +183,7 @@ static int recover_promoting(remus_backup *b)
     while (b->epoch_count &&
            b->epochs[b->epoch_count - 1]->number > b->super.target)
         remus_epoch_give(b, b->epochs[--b->epoch_count]);
+    b->prepared = b->acked = b->super.target;
     if (b->super.target == b->super.applied)
         return 0;
     if (!b->epoch_count ||
@@ -197,11 +217,21 @@ static int recover(remus_backup *b)
     int err = remus_journal_recover(&b->journal, s->tail, &v);
     if (err)
         return err;
-    drop_open(b);
+    pthread_mutex_lock(&b->journal.sync_lock);
+    pthread_mutex_lock(&b->lock);
+    remus_backup_drop_open(b);
+    pthread_mutex_unlock(&b->lock);
+    pthread_mutex_unlock(&b->journal.sync_lock);
     /* Numbers of records that were lost are not used again either: the salt
      * tells them apart, and a gap does no harm. */
     if (rec.expected > b->next_number)
         b->next_number = rec.expected;
+    /* Who only looks knows no sizes, and moves nothing to a disk. */
+    if (rec.other && b->epoch_count && !b->look)
+        return remus_fail(-EINVAL,
+                          "the journal holds checkpoints that are not in the "
+                          "disks yet, and was written for other volumes: "
+                          "restore their names, order and sizes");
     if (s->role == REMUS_SUPER_PROMOTING)
         return recover_promoting(b);
     return 0;
@@ -233,8 +263,12 @@ static int make_super(remus_backup *b,
     s->next_number = 1;
     s->segment_bytes = b->journal.segment_bytes;
     s->segments = b->journal.segments;
-    return remus_super_store(b->io, b->super_file, b->super_path, b->resource,
-                             s);
+    /* Both slots, so that later ones need no room on a disk that is full. */
+    err = remus_super_store(b->io, b->super_file, b->super_path, b->resource,
+                            s);
+    return err ? err
+               : remus_super_store(b->io, b->super_file, b->super_path,
+                                   b->resource, s);
 }
 
 /* Is there a superblock?  1; 0: the state is being made; -errno. */
@@ -308,6 +342,39 @@ static char *join_path(const char *dir, const char *name)
     return path;
 }
 
+/* Are the disks, taken together, as large as they were?  (A larger one may
+ * have been given to both sides.) */
+static int check_disks(remus_backup *b)
+{
+    unsigned char id[REMUS_NAME_MAX + 1 + 8];
+    uint64_t total = 0;
+    uint32_t crc = 0;
+    for (unsigned int i = 0; i < b->disk_count; i++) {
+        const struct remus_disk *d = &b->disks[i];
+        memset(id, 0, sizeof id);
+        memcpy(id, d->name, strlen(d->name));
+        remus_put64(id + REMUS_NAME_MAX + 1, d->size);
+        crc = remus_crc32c(crc, id, sizeof id);
+        total += d->size;
+    }
+    b->journal.volumes = crc ? crc : 1;
+    if (b->super.role == REMUS_SUPER_PROMOTED || b->look)
+        return 0;
+    b->disk_bytes = total;
+    int counts = b->super.role == REMUS_SUPER_SYNCED ||
+                 b->super.role == REMUS_SUPER_BACKUP ||
+                 b->super.role == REMUS_SUPER_PROMOTING;
+    if (!counts || total >= b->super.bytes)
+        return 0;
+    return remus_fail(-EINVAL,
+                      "the volumes have %llu bytes together, and had %llu "
+                      "when the last checkpoint was stored: restore what is "
+                      "missing; only if it is lost, empty state and journal "
+                      "directory and let the primary copy the disks anew",
+                      (unsigned long long)total,
+                      (unsigned long long)b->super.bytes);
+}
+
 static int open_disks(remus_backup *b,
                       const struct remus_backup_config *config)
 {
@@ -326,7 +393,7 @@ static int open_disks(remus_backup *b,
         if (d->file < 0)
             return d->file;
     }
-    return 0;
+    return check_disks(b);
 }
 
 static int allocate(remus_backup *b, const struct remus_backup_config *c,

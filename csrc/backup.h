@@ -68,7 +68,7 @@ enum remus_backup_role {
  *   72     8    segment bytes
  *   80     8    segments
  *   88     8    when a primary was last heard of, s since 1970; 0 never
- *   96     8    zero
+ *   96     8    bytes of all volumes together; 0 not known
  *  104    16    generation taken by promote
  *  120     8    next number of a counted record, at least
  *  128     4    flags of the checkpoint `applied` (or `target`)
@@ -91,6 +91,7 @@ struct remus_super {
     uint64_t next_number;
     struct remus_checkpoint cp; /* of `applied`, or of `target` */
     uint64_t heard; /* s since 1970 */
+    uint64_t bytes; /* of all volumes together; 0: not known */
     struct remus_lineage lineage;
     unsigned char promoted_generation[REMUS_ID_BYTES];
 };
@@ -142,6 +143,7 @@ struct remus_backup {
     char *psk_file, *psk_identity; /* constant; NULL: none given */
     unsigned int disk_count;  /* constant */
     struct remus_disk *disks; /* constant array */
+    uint64_t disk_bytes;      /* constant: of all; 0: not looked at */
     int lock_file, super_file; /* constant */
     int journal_lock;         /* constant; -1: none */
     unsigned char *buffer;    /* apply_lock: REMUS_APPLY_BYTES */
@@ -183,8 +185,7 @@ struct remus_backup {
                                  0: none may come before a session */
     uint64_t last_epoch;      /* lock: highest ever seen */
     uint64_t last_barrier;    /* lock: number of the last barrier */
-    uint64_t last_mark;       /* lock: segment of the last barrier or commit;
-                                 0: not known */
+    struct remus_mark mark;   /* lock: the last barrier or commit */
     uint64_t prepared;        /* lock: newest closed epoch */
     uint64_t acked;           /* lock: newest acked epoch */
     uint64_t committed;       /* lock */
@@ -239,6 +240,9 @@ int remus_backup_commit_record(remus_backup *b, uint64_t epoch,
                                int from_primary);
 /* `epoch` is committed (lock held; its epoch is listed). */
 void remus_backup_note_commit(remus_backup *b, uint64_t epoch);
+/* Forget what no barrier closed, so that it keeps no segment in use (lock
+ * and the journal's sync_lock held). */
+void remus_backup_drop_open(remus_backup *b);
 /* Is nothing left but the reserve?  (lock held) */
 int remus_backup_short_of_room(const remus_backup *b);
 /* Let b->merge tell where the newest data of all closed epochs lies
@@ -274,7 +278,9 @@ int remus_epoch_index(remus_backup *b, struct remus_epoch *e,
 /* Close the open epoch with its barrier and list it as prepared. */
 int remus_epoch_close(remus_backup *b, const struct remus_record *r,
                       const unsigned char *tag);
-/* Is a write, zero or barrier record sane for this resource? */
+/* Is a write, zero or barrier record well-formed?  And sane for this
+ * resource? */
+int remus_backup_check_shape(const struct remus_record *r);
 int remus_backup_check_range(const remus_backup *b,
                              const struct remus_record *r);
 

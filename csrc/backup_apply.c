@@ -19,6 +19,8 @@ static int disk_error(const struct remus_disk *d, const char *what, int err)
 
 int remus_backup_store_super(remus_backup *b, struct remus_super *s)
 {
+    if (b->disk_bytes)
+        s->bytes = b->disk_bytes;
     int err = remus_super_store(b->io, b->super_file, b->super_path,
                                 b->resource, s);
     if (err)
@@ -53,19 +55,25 @@ static void note_measured(remus_backup *b, const struct remus_epoch *e,
     m->coalesced = b->stats.epoch_coalesced = e->extents.added - covered;
 }
 
+/* The closed epoch at a place, NULL beyond `target`.  Closed epochs stay as
+ * they are while apply_lock is held; the list may grow. */
+static struct remus_epoch *closed(remus_backup *b, size_t i, uint64_t target)
+{
+    pthread_mutex_lock(&b->lock);
+    struct remus_epoch *e = i < b->epoch_count ? b->epochs[i] : NULL;
+    pthread_mutex_unlock(&b->lock);
+    return e && e->number <= target ? e : NULL;
+}
+
 /*
  * Sweep the epochs up to `target`, each by itself, and note what they came
  * to.  Not under `lock`: records of the next epoch come in meanwhile.
  */
 static void measure(remus_backup *b, uint64_t target)
 {
-    for (size_t i = 0;; i++) {
+    struct remus_epoch *e;
+    for (size_t i = 0; (e = closed(b, i, target)); i++) {
         uint64_t covered = 0, extents = 0;
-        pthread_mutex_lock(&b->lock);
-        struct remus_epoch *e = i < b->epoch_count ? b->epochs[i] : NULL;
-        pthread_mutex_unlock(&b->lock);
-        if (!e || e->number > target)
-            return;
         /* Out of memory: one number less in the statistics. */
         if (remus_extents_measure(&e->extents, &covered, &extents) ||
             !extents)
@@ -79,17 +87,13 @@ static void measure(remus_backup *b, uint64_t target)
 /* Collect the extents of epochs up to `target` into b->merge. */
 static int collect(remus_backup *b, uint64_t target)
 {
+    struct remus_epoch *e;
     int err = 0;
     measure(b, target);
     b->merged = 0;
     remus_extents_clear(&b->merge);
-    pthread_mutex_lock(&b->lock);
-    for (size_t i = 0; !err && i < b->epoch_count; i++) {
-        if (b->epochs[i]->number > target)
-            break;
-        err = remus_extents_join(&b->merge, &b->epochs[i]->extents);
-    }
-    pthread_mutex_unlock(&b->lock);
+    for (size_t i = 0; !err && (e = closed(b, i, target)); i++)
+        err = remus_extents_join(&b->merge, &e->extents);
     if (!err)
         err = remus_extents_sweep(&b->merge);
     if (err)
@@ -286,6 +290,7 @@ void remus_backup_drop_epochs(remus_backup *b, uint64_t next_seq)
         remus_epoch_give(b, b->epochs[--b->epoch_count]);
     remus_journal_drop(&b->journal, next_seq);
     b->merged = 0;
+    b->mark.seq = 0;
     b->session_start = 1;
 }
 
@@ -311,6 +316,7 @@ static int keep_closed(remus_backup *b, struct remus_super *s)
 int remus_backup_adopt(remus_backup *b)
 {
     pthread_mutex_lock(&b->apply_lock);
+    int err = check_copy(b);
     pthread_mutex_lock(&b->lock);
     struct remus_super s = b->super;
     s.lineage = b->session_lineage;
@@ -322,7 +328,8 @@ int remus_backup_adopt(remus_backup *b)
     s.last_epoch = b->last_epoch;
     s.next_number = b->next_number;
     pthread_mutex_unlock(&b->lock);
-    int err = todo ? remus_backup_store_super(b, &s) : 0;
+    if (!err && todo)
+        err = remus_backup_store_super(b, &s);
     pthread_mutex_unlock(&b->apply_lock);
     return err;
 }

@@ -10,6 +10,8 @@
 
 typedef unsigned long long ull;
 
+#define KEPT_EXTENTS 1024u /* room for so many stays with an unused epoch */
+
 /* ---- epochs ---------------------------------------------------------- */
 
 struct remus_epoch *remus_epoch_take(remus_backup *b, uint64_t number)
@@ -31,6 +33,9 @@ struct remus_epoch *remus_epoch_take(remus_backup *b, uint64_t number)
 
 void remus_epoch_give(remus_backup *b, struct remus_epoch *e)
 {
+    /* What a large epoch needed is not kept for small ones. */
+    if (e->extents.cap > KEPT_EXTENTS)
+        remus_extents_free(&e->extents);
     e->next_free = b->free_epochs;
     b->free_epochs = e;
 }
@@ -215,6 +220,17 @@ static uint64_t credit(const remus_backup *b)
     return all > kept ? all - kept : 0;
 }
 
+/* What is left of the reserve when a session begins: barriers of earlier
+ * ones may have used it, and the room of commits is never in it. */
+static uint64_t reserve_left(const remus_backup *b)
+{
+    uint64_t worth = remus_journal_segment_worth(&b->journal);
+    uint64_t all = remus_journal_unused(&b->journal) * worth;
+    uint64_t commits = commits_to_come(b), want = reserve(b) * worth;
+    uint64_t left = all > commits ? all - commits : 0;
+    return left < want ? left : want;
+}
+
 /* Credit that an epoch can have once all that is committed is applied; what
  * is only prepared keeps its segments (lock held). */
 static uint64_t capacity(const remus_backup *b)
@@ -281,7 +297,7 @@ static void begin(remus_backup *b, uint64_t session,
     reply->last_epoch = b->last_epoch;
     reply->next_number = b->next_number;
     reply->credit = credit(b);
-    reply->reserve = reserve(b) * remus_journal_segment_worth(&b->journal);
+    reply->reserve = reserve_left(b);
     memcpy(reply->generation, b->super.lineage.id, REMUS_ID_BYTES);
     reply->content = content(b);
     reply->held = b->prepared;
@@ -322,23 +338,28 @@ void remus_backup_note_heard(remus_backup *b, uint64_t older_s)
     pthread_mutex_unlock(&b->apply_lock);
 }
 
+void remus_backup_drop_open(remus_backup *b)
+{
+    /* An epoch without its barrier was never promised. */
+    if (b->open)
+        remus_epoch_give(b, b->open);
+    b->open = NULL;
+    /* Its segments must not be kept by prepared epochs before them, or a
+     * link, or a process, that comes and goes would fill the journal. */
+    if (b->epoch_count && b->mark.seq)
+        remus_journal_rewind(&b->journal, &b->mark);
+}
+
 void remus_backup_session_end(remus_backup *b)
 {
     remus_backup_note_heard(b, 0);
     pthread_mutex_lock(&b->journal.sync_lock);
     pthread_mutex_lock(&b->lock);
-    /* An epoch without its barrier was never promised. */
-    if (b->open)
-        remus_epoch_give(b, b->open);
-    b->open = NULL;
+    remus_backup_drop_open(b);
     b->session_start = 1;
     b->expect_epoch = 0;
     b->copying = 0;
     b->catching = 0;
-    /* Its segments must not be kept by prepared epochs before them, or a
-     * link that comes and goes would fill the journal. */
-    if (b->epoch_count && b->last_mark)
-        remus_journal_rewind(&b->journal, b->last_mark);
     pthread_mutex_unlock(&b->lock);
     pthread_mutex_unlock(&b->journal.sync_lock);
 }
@@ -378,21 +399,35 @@ int remus_backup_catch_up(remus_backup *b, uint64_t epoch, uint64_t bytes)
 
 /* ---- records ---------------------------------------------------------- */
 
-int remus_backup_check_range(const remus_backup *b,
-                             const struct remus_record *r)
+int remus_backup_check_shape(const struct remus_record *r)
 {
-    if (r->type == REMUS_REC_BARRIER) {
+    switch (r->type) {
+    case REMUS_REC_BARRIER:
         if (r->length <= REMUS_TAG_MAX)
             return 0;
         return remus_fail(-EBADMSG, "a tag of %u bytes, limit %d", r->length,
                           REMUS_TAG_MAX);
+    case REMUS_REC_ZERO:
+        if (r->range && !r->length)
+            return 0;
+        return remus_fail(-EBADMSG, "%llu zeroes with a payload of %u bytes",
+                          (ull)r->range, r->length);
+    default:
+        return r->length ? 0 : remus_fail(-EBADMSG, "a write of no bytes");
     }
+}
+
+int remus_backup_check_range(const remus_backup *b,
+                             const struct remus_record *r)
+{
+    int err = remus_backup_check_shape(r);
+    if (err || r->type == REMUS_REC_BARRIER)
+        return err;
     uint64_t n = r->type == REMUS_REC_ZERO ? r->range : r->length;
     if (r->volume >= b->disk_count)
         return remus_fail(-EBADMSG, "no volume %u", r->volume);
     const struct remus_disk *d = &b->disks[r->volume];
-    if (n == 0 || r->offset > d->size || n > d->size - r->offset ||
-        (r->type == REMUS_REC_ZERO && r->length))
+    if (r->offset > d->size || n > d->size - r->offset)
         return remus_fail(-EBADMSG,
                           "volume %s: %llu bytes at %llu are outside of %llu",
                           d->name, (ull)n, (ull)r->offset, (ull)d->size);
@@ -454,6 +489,15 @@ static int check_barrier(const struct remus_epoch *e,
                       (ull)e->records, e->run);
 }
 
+/* A barrier or commit was appended (lock held). */
+static void note_mark(remus_backup *b, uint64_t number)
+{
+    b->mark = (struct remus_mark){.seq = b->journal.head.seq,
+                                  .session = b->journal.head.session,
+                                  .end = b->journal.head_pos,
+                                  .number = number};
+}
+
 /* lock held */
 static int record_locked(remus_backup *b,
                          const unsigned char header[REMUS_REC_HEADER],
@@ -498,7 +542,7 @@ static int record_locked(remus_backup *b,
         return remus_epoch_index(b, b->open, r, pos);
     }
     b->stats.epochs++;
-    b->last_mark = b->journal.head.seq;
+    note_mark(b, r->number);
     b->expect_epoch = r->epoch + 1;
     return remus_epoch_close(b, r, payload);
 }
@@ -565,6 +609,18 @@ void remus_backup_note_commit(remus_backup *b, uint64_t epoch)
             b->committed_cp = b->epochs[i]->cp;
 }
 
+/*
+ * Before a session's first record a commit goes right behind what is kept of
+ * the one before: in a journal full of prepared epochs, where it is the only
+ * way on, there may be no segment for it.  (lock held)
+ */
+static int at_mark(const remus_backup *b)
+{
+    const struct remus_journal *j = &b->journal;
+    return b->session_start && j->head.seq && j->head.seq == b->mark.seq &&
+           j->head_pos == b->mark.end && remus_journal_fits(j, 0);
+}
+
 static int commit_locked(remus_backup *b, uint64_t epoch)
 {
     if (b->fenced)
@@ -577,20 +633,25 @@ static int commit_locked(remus_backup *b, uint64_t epoch)
                           "commit of checkpoint %llu: not prepared here; "
                           "committed is %llu, newest prepared %llu",
                           (ull)epoch, (ull)b->committed, (ull)b->prepared);
-    int err = ensure_segment(b, 0, b->open ? b->open->number : epoch + 1);
+    uint64_t number = b->next_number - 1;
+    int err = 0;
+    if (at_mark(b))
+        number = b->mark.number;
+    else
+        err = ensure_segment(b, 0, b->open ? b->open->number : epoch + 1);
     if (err)
         return err;
     struct remus_record r = {.type = REMUS_REC_COMMIT,
                              .epoch = epoch,
                              .session = b->journal.head.session,
-                             .number = b->next_number - 1};
+                             .number = number};
     unsigned char header[REMUS_REC_HEADER];
     uint64_t pos;
     remus_record_encode(&r, header);
     err = remus_journal_append(&b->journal, header, 1, NULL, 0, &pos);
     if (err)
         return err;
-    b->last_mark = b->journal.head.seq;
+    note_mark(b, number);
     remus_backup_note_commit(b, epoch);
     return 0;
 }

@@ -44,7 +44,8 @@ static int barrier(remus_backup *b, const void *tag, size_t tag_len,
     return remus_backup_ack(b, r.epoch);
 }
 
-int remus_test_backup_begin(remus_backup *b)
+int remus_test_backup_greet(remus_backup *b, uint32_t *content,
+                            uint64_t *held)
 {
     struct remus_hello h = {.version = REMUS_WIRE_VERSION,
                             .ack = (uint8_t)b->ack,
@@ -56,16 +57,64 @@ int remus_test_backup_begin(remus_backup *b)
         h.size[i] = b->disks[i].size;
     }
     struct remus_hello_reply reply;
-    uint64_t session, epoch;
+    uint64_t session;
     remus_backup_session_end(b); /* of a link that was lost */
     int err = b->io->random(b->io, &session, sizeof session);
     if (!err)
         err = remus_backup_session_begin(b, &h, session, &reply);
+    *content = err ? 0 : reply.content;
+    *held = err ? 0 : reply.held;
+    return err;
+}
+
+int remus_test_backup_catch_up(remus_backup *b)
+{
+    return remus_backup_catch_up(b, b->last_epoch + 1, 0);
+}
+
+int remus_test_backup_copy_begin(remus_backup *b, int keep)
+{
+    return remus_backup_copy_begin(b, keep);
+}
+
+int remus_test_backup_copy_write(remus_backup *b, unsigned int volume,
+                                 const void *data, uint32_t len,
+                                 uint64_t offset)
+{
+    const struct remus_record r = {.type = REMUS_REC_WRITE,
+                                   .flags = REMUS_REC_DIRECT,
+                                   .volume = (uint16_t)volume,
+                                   .length = len,
+                                   .offset = offset};
+    return remus_backup_copy_data(b, &r, data);
+}
+
+int remus_test_backup_copy_zero(remus_backup *b, unsigned int volume,
+                                uint64_t offset, uint64_t len)
+{
+    const struct remus_record r = {.type = REMUS_REC_ZERO,
+                                   .flags = REMUS_REC_DIRECT,
+                                   .volume = (uint16_t)volume,
+                                   .range = len,
+                                   .offset = offset};
+    return remus_backup_copy_data(b, &r, NULL);
+}
+
+int remus_test_backup_copy_end(remus_backup *b)
+{
+    int err = remus_backup_copy_flush(b);
+    return err ? err : remus_backup_copy_end(b, b->last_epoch + 1);
+}
+
+int remus_test_backup_begin(remus_backup *b)
+{
+    uint32_t content;
+    uint64_t held, epoch;
+    int err = remus_test_backup_greet(b, &content, &held);
     if (err)
         return err;
-    if (b->super.role == REMUS_SUPER_BACKUP) {
-        return remus_backup_catch_up(b, b->last_epoch + 1, 0);
-    }
+    if (b->super.role == REMUS_SUPER_BACKUP)
+        return remus_test_backup_catch_up(b);
     err = remus_backup_copy_begin(b, 0);
     if (!err)
         err = remus_backup_copy_end(b, b->last_epoch + 1);

@@ -18,7 +18,10 @@
 static int sys_open(remus_io *io, const char *path, int flags)
 {
     (void)io;
-    int fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0600);
+    int fd;
+    do
+        fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0600);
+    while (fd < 0 && errno == EINTR);
     return fd < 0 ? -errno : fd;
 }
 
@@ -63,8 +66,12 @@ static int sys_zero(remus_io *io, int file, uint64_t offset, uint64_t len)
 {
     /* On a block device PUNCH_HOLE is a write-zeroes with unmap allowed:
      * unlike BLKDISCARD it promises zeroes. */
-    if (fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                  (off_t)offset, (off_t)len) == 0)
+    int rc;
+    do
+        rc = fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                       (off_t)offset, (off_t)len);
+    while (rc && errno == EINTR);
+    if (!rc)
         return 0;
     if (errno != EOPNOTSUPP && errno != EINVAL && errno != ENODEV &&
         errno != ENOSYS)
@@ -75,7 +82,13 @@ static int sys_zero(remus_io *io, int file, uint64_t offset, uint64_t len)
 static int sys_fdatasync(remus_io *io, int file)
 {
     (void)io;
-    return fdatasync(file) ? -errno : 0;
+    int rc;
+    /* Interrupted before it was done, as on a network file system: that says
+     * nothing of the data. */
+    do
+        rc = fdatasync(file);
+    while (rc && errno == EINTR);
+    return rc ? -errno : 0;
 }
 
 static int sys_writeback(remus_io *io, int file, uint64_t offset,
@@ -147,7 +160,11 @@ static int sys_sync_dir(remus_io *io, const char *path)
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return -errno;
-    int err = fsync(fd) ? -errno : 0;
+    int rc;
+    do
+        rc = fsync(fd);
+    while (rc && errno == EINTR);
+    int err = rc ? -errno : 0;
     close(fd);
     return err;
 }

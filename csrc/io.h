@@ -24,7 +24,8 @@ struct remus_io {
      * Block devices are opened too. */
     int (*open)(remus_io *io, const char *path, int flags);
     int (*close)(remus_io *io, int file);
-    /* May be short, like the system calls; see remus_io_read/write. */
+    /* May be short or -EINTR, like the system calls; see
+     * remus_io_read/write.  Nothing else here ends in -EINTR. */
     ssize_t (*pread)(remus_io *io, int file, void *buf, size_t len,
                      uint64_t offset);
     ssize_t (*pwrite)(remus_io *io, int file, const void *buf, size_t len,

@@ -139,10 +139,10 @@ int remus_journal_open(struct remus_journal *j, remus_io *io,
     j->stage = aligned_alloc(REMUS_PAGE,
                              (j->stage_cap + REMUS_PAGE - 1) / REMUS_PAGE *
                                  REMUS_PAGE);
+    for (unsigned int i = 0; j->files && i < j->segments; i++)
+        j->files[i] = -1;
     if (!j->dir || !j->files || !j->salts || !j->stage)
         return remus_fail(-ENOMEM, "journal %s: out of memory", dir);
-    for (unsigned int i = 0; i < j->segments; i++)
-        j->files[i] = -1;
     int err = 0;
     for (unsigned int i = 0; i < j->segments; i++) {
         err = open_segment_file(j, i, fresh);
@@ -252,6 +252,7 @@ int remus_journal_begin_segment(struct remus_journal *j,
     j->head.seq = j->next_seq++;
     j->head.salt = salt;
     j->head.prev_salt = j->last_salt;
+    j->head.volumes = j->volumes;
     j->last_salt = salt;
     j->salts[j->head.seq % j->segments] = salt;
     memset(j->stage, 0, REMUS_PAGE);
@@ -329,14 +330,6 @@ int remus_journal_append(struct remus_journal *j,
     return err;
 }
 
-int remus_journal_flush(struct remus_journal *j)
-{
-    int err = check_failed(j);
-    if (err || !j->head.seq)
-        return err;
-    return write_stage(j, page_down(j->head_pos));
-}
-
 int remus_journal_sync(struct remus_journal *j)
 {
     pthread_mutex_lock(&j->sync_lock);
@@ -380,17 +373,19 @@ void remus_journal_drop(struct remus_journal *j, uint64_t next_seq)
     j->dirty_from = j->next_seq;
 }
 
-void remus_journal_rewind(struct remus_journal *j, uint64_t keep)
+void remus_journal_rewind(struct remus_journal *j,
+                          const struct remus_mark *mark)
 {
-    if (keep < j->tail || keep + 1 >= j->next_seq)
+    if (mark->seq < j->tail || mark->seq >= j->next_seq)
         return;
-    j->next_seq = keep + 1;
-    j->last_salt = j->salts[keep % j->segments];
-    memset(&j->head, 0, sizeof j->head);
-    j->head_pos = 0;
-    j->stage_base = 0;
-    if (j->dirty_from > keep + 1)
-        j->dirty_from = keep + 1;
+    j->next_seq = mark->seq + 1;
+    j->last_salt = j->salts[mark->seq % j->segments];
+    j->head = (struct remus_segment){.seq = mark->seq,
+                                     .salt = j->last_salt,
+                                     .session = mark->session};
+    j->head_pos = j->stage_base = j->hinted = mark->end;
+    if (j->dirty_from > mark->seq)
+        j->dirty_from = mark->seq;
 }
 
 unsigned int remus_journal_used(const struct remus_journal *j)

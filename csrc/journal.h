@@ -19,7 +19,10 @@
  *   48     8    epoch that is open at the start of this segment
  *   56     4    flags: 1 = a session starts here
  *   60     4    segment bytes
- *   64    16    resource check: CRC32C of the name (4), zeros (12)
+ *   64     4    CRC32C of the resource's name
+ *   68     4    CRC32C of the volumes it was written for: of each its name,
+ *               NUL-padded to 64 bytes, and its size (8); 0 told as 1
+ *   72     8    zeros
  *   80     4    CRC32C of bytes 0..79
  *
  * A record stands here as it came from the wire, with the segment's salt in
@@ -66,6 +69,15 @@ struct remus_segment {
     uint64_t prev_number;
     uint64_t epoch;
     uint32_t flags;
+    uint32_t volumes; /* 0: not told */
+};
+
+/* Where the newest barrier or commit ends. */
+struct remus_mark {
+    uint64_t seq;     /* its segment; 0: none is known */
+    uint64_t session; /* of that segment */
+    uint64_t end;     /* bytes of the segment up to it, padding included */
+    uint64_t number;  /* of the last counted record up to it */
 };
 
 /*
@@ -81,6 +93,8 @@ struct remus_journal {
     uint64_t segment_bytes;   /* constant */
     unsigned int segments;    /* constant: files in the ring */
     uint32_t max_payload;     /* constant */
+    uint32_t volumes;         /* the owner sets it before it begins a segment;
+                                 then constant */
     int *files;               /* constant: one open file a segment */
     uint32_t *salts;          /* owner: of the segment in each file, if used */
     struct remus_segment head; /* owner: segment being written; seq 0: none */
@@ -138,8 +152,6 @@ int remus_journal_append(struct remus_journal *j,
                          unsigned char header[REMUS_REC_HEADER], int pad,
                          const unsigned char *payload, uint32_t length,
                          uint64_t *pos);
-/* Write out what is staged; only at a page boundary (owner held). */
-int remus_journal_flush(struct remus_journal *j);
 /* Make everything appended and flushed so far durable (owner NOT held). */
 int remus_journal_sync(struct remus_journal *j);
 /* Segments before `tail` may be reused (owner held). */
@@ -148,14 +160,16 @@ void remus_journal_free(struct remus_journal *j, uint64_t tail);
  * chain (owner held). */
 void remus_journal_drop(struct remus_journal *j, uint64_t next_seq);
 /*
- * Forget the segments after `keep`, which is in use: they hold nothing but
- * records of an epoch that was never closed.  The next segment follows
- * `keep`, and must start a session.  Both locks held: a sync under way would
- * take what comes for synced.
+ * Forget what comes after a mark, whose segment is in use: nothing but
+ * records of an epoch that was never closed.  Only commits may be appended
+ * behind it; the next counted record needs a segment that starts a session.
+ * Both locks held: a sync under way would take what comes for synced.
  * What was there is dropped by the rule at a session start, or, once the new
- * segment is written, by its salt, which is not the one that is looked for.
+ * segment is written, by its salt, which is not the one that is looked for;
+ * what is left of it behind a new commit has not the number that is expected.
  */
-void remus_journal_rewind(struct remus_journal *j, uint64_t keep);
+void remus_journal_rewind(struct remus_journal *j,
+                          const struct remus_mark *mark);
 /* Segments in use / not in use (owner held). */
 unsigned int remus_journal_used(const struct remus_journal *j);
 unsigned int remus_journal_unused(const struct remus_journal *j);

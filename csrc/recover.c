@@ -25,6 +25,7 @@ void remus_segment_encode(const struct remus_segment *seg,
     remus_put32(out + 56, seg->flags);
     remus_put32(out + 60, (uint32_t)segment_bytes);
     remus_put32(out + 64, remus_crc32c(0, resource, strlen(resource)));
+    remus_put32(out + 68, seg->volumes);
     remus_put32(out + 80, remus_crc32c(0, out, 80));
 }
 
@@ -46,6 +47,7 @@ int remus_segment_decode(const unsigned char in[REMUS_SEGMENT_HEADER],
     seg->prev_number = remus_get64(in + 40);
     seg->epoch = remus_get64(in + 48);
     seg->flags = remus_get32(in + 56);
+    seg->volumes = remus_get32(in + 68);
     return 1;
 }
 

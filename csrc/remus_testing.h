@@ -78,6 +78,24 @@ REMUS_API int remus_test_backup_open(const struct remus_backup_config *config,
  * before, as the loss of its connection would.
  */
 REMUS_API int remus_test_backup_begin(remus_backup *b);
+/*
+ * The same step by step.  greet: a hello and its reply; *content (enum
+ * remus_content of record.h) and *held are what the reply says.  Then either
+ * catch_up, or copy_begin, any copy_write and copy_zero, and copy_end; both
+ * ways the next epoch opens.  keep: as RESYNC PARTIAL.
+ */
+REMUS_API int remus_test_backup_greet(remus_backup *b, uint32_t *content,
+                                      uint64_t *held);
+REMUS_API int remus_test_backup_catch_up(remus_backup *b);
+REMUS_API int remus_test_backup_copy_begin(remus_backup *b, int keep);
+REMUS_API int remus_test_backup_copy_write(remus_backup *b,
+                                           unsigned int volume,
+                                           const void *data, uint32_t len,
+                                           uint64_t offset);
+REMUS_API int remus_test_backup_copy_zero(remus_backup *b,
+                                          unsigned int volume,
+                                          uint64_t offset, uint64_t len);
+REMUS_API int remus_test_backup_copy_end(remus_backup *b);
 /* One record into the open epoch. */
 REMUS_API int remus_test_backup_write(remus_backup *b, unsigned int volume,
                                       const void *data, uint32_t len,
@@ -102,6 +120,9 @@ REMUS_API void remus_test_backup_abandon(remus_backup *b);
 REMUS_API const char *remus_sim_failed_op(remus_sim *sim);
 /* Shall drop_cache take effect?  At first it does nothing, as a hint may. */
 REMUS_API void remus_sim_drops_cache(remus_sim *sim, int on);
+
+/* Shall reads and writes be interrupted, and be short, by chance? */
+REMUS_API void remus_sim_interrupts(remus_sim *sim, int on);
 
 /*
  * A dirty map on simulated files, without a primary (dirty.h).  mark:

@@ -37,6 +37,7 @@ static int decode(const unsigned char *p, const char *resource,
     s->segment_bytes = remus_get64(p + 72);
     s->segments = remus_get64(p + 80);
     s->heard = remus_get64(p + 88);
+    s->bytes = remus_get64(p + 96);
     memcpy(s->promoted_generation, p + 104, REMUS_ID_BYTES);
     s->next_number = remus_get64(p + 120);
     s->cp.epoch = remus_super_promoted(s) ? s->target : s->applied;
@@ -108,6 +109,7 @@ int remus_super_store(remus_io *io, int file, const char *path,
     remus_put64(p + 72, s->segment_bytes);
     remus_put64(p + 80, s->segments);
     remus_put64(p + 88, s->heard);
+    remus_put64(p + 96, s->bytes);
     memcpy(p + 104, s->promoted_generation, REMUS_ID_BYTES);
     remus_put64(p + 120, s->next_number);
     remus_put32(p + 128, s->cp.flags);

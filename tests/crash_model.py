@@ -74,6 +74,10 @@ class World:
     def fail_after(self, ops: int, err: int) -> None:
         lib.remus_sim_fail_after(self.raw, ops, err)
 
+    def interrupts(self) -> None:
+        """Reads and writes are interrupted and short from here on."""
+        lib.remus_sim_interrupts(self.raw, 1)
+
     @property
     def failed_op(self) -> str:
         return ffi.string(lib.remus_sim_failed_op(self.raw)).decode()
@@ -100,8 +104,14 @@ class World:
     def disks(self) -> Disks:
         return tuple(self.read(name) for name in NAMES)
 
+    def create(self, path: bytes, size: int) -> None:
+        check(lib.remus_sim_create(self.raw, path, size))
+
     def poke(self, name: bytes, data: bytes, offset: int) -> None:
-        check(lib.remus_sim_poke(self.raw, PATHS[name], data, len(data), offset))
+        self.poke_file(PATHS[name], data, offset)
+
+    def poke_file(self, path: bytes, data: bytes, offset: int) -> None:
+        check(lib.remus_sim_poke(self.raw, path, data, len(data), offset))
 
     def segments_begun(self) -> int:
         """How many segments the journal has begun: its start is a multiple."""
@@ -117,18 +127,34 @@ class TestBackup:
 
     __test__ = False
 
-    def __init__(self, world: World, *, ack: str = "durable") -> None:
-        keep = [ffi.new("char[]", text) for text in (b"guest0", b"/state")]
-        volumes = ffi.new("struct remus_volume[]", len(NAMES))
-        for raw, name in zip(volumes, NAMES, strict=True):
-            keep += [ffi.new("char[]", name), ffi.new("char[]", PATHS[name])]
-            raw.name, raw.path, raw.size = keep[-2], keep[-1], SIZES[name]
+    def __init__(
+        self,
+        world: World,
+        *,
+        ack: str = "durable",
+        paths: dict[bytes, bytes] | None = None,
+        discard_local: bool = False,
+        look: bool = False,
+        journal: bytes = b"/state/journal",
+        segment: int = SEGMENT,
+        segments: int = SEGMENTS,
+    ) -> None:
+        """paths: the volumes and their images, if they are others now."""
+        paths = PATHS if paths is None else paths
+        texts = (b"guest0", b"/state", journal)
+        keep = [ffi.new("char[]", text) for text in texts]
+        volumes = ffi.new("struct remus_volume[]", len(paths))
+        for raw, (name, path) in zip(volumes, paths.items(), strict=True):
+            keep += [ffi.new("char[]", name), ffi.new("char[]", path)]
+            raw.name, raw.path = keep[-2], keep[-1]
         config = ffi.new("struct remus_backup_config *")
         config.resource, config.state_dir = keep[0], keep[1]
-        config.volumes, config.volume_count = volumes, len(NAMES)
+        config.journal_dir = keep[2]
+        config.volumes, config.volume_count = volumes, len(paths)
         config.ack = lib.REMUS_ACK_DURABLE if ack == "durable" else lib.REMUS_ACK_MEMORY
-        config.journal_bytes = SEGMENT * SEGMENTS
-        config.segment_bytes = SEGMENT
+        config.discard_local, config.look = discard_local, look
+        config.journal_bytes = segment * segments
+        config.segment_bytes = segment
         out = ffi.new("remus_backup **")
         check(lib.remus_test_backup_open(config, world.raw, out))
         self.raw = out[0]
@@ -148,6 +174,29 @@ class TestBackup:
 
     def begin(self) -> None:
         check(lib.remus_test_backup_begin(self.raw))
+
+    def greet(self) -> tuple[int, int]:
+        """A hello; what the reply says of `content` and `held`."""
+        content, held = ffi.new("uint32_t *"), ffi.new("uint64_t *")
+        check(lib.remus_test_backup_greet(self.raw, content, held))
+        return content[0], held[0]
+
+    def catch_up(self) -> None:
+        check(lib.remus_test_backup_catch_up(self.raw))
+
+    def copy_begin(self, *, keep: bool = False) -> None:
+        check(lib.remus_test_backup_copy_begin(self.raw, keep))
+
+    def copy_write(self, volume: int, data: bytes, offset: int) -> None:
+        check(
+            lib.remus_test_backup_copy_write(self.raw, volume, data, len(data), offset)
+        )
+
+    def copy_zero(self, volume: int, offset: int, length: int) -> None:
+        check(lib.remus_test_backup_copy_zero(self.raw, volume, offset, length))
+
+    def copy_end(self) -> None:
+        check(lib.remus_test_backup_copy_end(self.raw))
 
     def write(self, volume: int, data: bytes, offset: int) -> None:
         check(lib.remus_test_backup_write(self.raw, volume, data, len(data), offset))
@@ -391,6 +440,9 @@ class Workload:
             for _ in range(rng.randrange(9)):
                 self.change(rng, backup, model)
             model.reconnect(backup)
+            if step == 8 and model.acked > model.commit_given:
+                # It comes before the first record of the new session.
+                model.commit(backup, model.acked)
 
     @staticmethod
     def change(rng: random.Random, backup: TestBackup, model: Model) -> None:
@@ -410,6 +462,7 @@ def run_until_failure(
     work: Callable[[TestBackup], None],
     *,
     ack: str = "durable",
+    journal: bytes = b"/state/journal",
     close: bool = False,
 ) -> Failed | None:
     """Open a backup and work until done or until something fails.
@@ -418,7 +471,7 @@ def run_until_failure(
     """
     backup = None
     try:
-        backup = TestBackup(world, ack=ack)
+        backup = TestBackup(world, ack=ack, journal=journal)
         work(backup)
     except Failed as error:
         return error

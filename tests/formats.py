@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 PAGE = 4096
 HEADER = struct.Struct("<IBBHIIQQQQQII")
-SEGMENT = struct.Struct("<IIQIIQQQQIII12xI")
-SUPER = struct.Struct("<IIQIIQQQQQQQQQ8x16sQII32s312sI")
+SEGMENT = struct.Struct("<IIQIIQQQQIIII8xI")
+SUPER = struct.Struct("<IIQIIQQQQQQQQQQ16sQII32s312sI")
 
 WRITE, ZERO, BARRIER, ACK, COMMIT = 3, 4, 5, 6, 7
 
@@ -82,16 +82,29 @@ class Segment:
     epoch: int
     flags: int
     size: int
+    volumes: int
 
 
 def segment(data: bytes, resource: str) -> Segment:
     (magic, version, seq, salt, prev_salt, session, first, prev, epoch, flags,
-     size, name_crc, crc) = SEGMENT.unpack(data[: SEGMENT.size])  # fmt: skip
+     size, name_crc, volumes, crc) = SEGMENT.unpack(data[: SEGMENT.size])  # fmt: skip
     if magic != int.from_bytes(b"REMJ", "little") or version != 1:
         raise Invalid("magic")
     if crc != crc32c(data[:80]) or name_crc != crc32c(resource.encode()):
         raise Invalid("crc")
-    return Segment(seq, salt, prev_salt, session, first, prev, epoch, flags, size)
+    if size != len(data):
+        raise Invalid("size")
+    return Segment(
+        seq, salt, prev_salt, session, first, prev, epoch, flags, size, volumes
+    )
+
+
+def volumes_crc(volumes: list[tuple[str, int]]) -> int:
+    """What a segment says of the volumes that it was written for."""
+    crc = 0
+    for name, size in volumes:
+        crc = crc32c(struct.pack("<64sQ", name.encode(), size), crc)
+    return crc or 1
 
 
 def records(data: bytes, head: Segment) -> Iterator[Record]:
@@ -108,6 +121,103 @@ def records(data: bytes, head: Segment) -> Iterator[Record]:
         at += HEADER.size + len(rec.payload)
         if rec.type in (BARRIER, COMMIT):
             at = -(-at // PAGE) * PAGE
+
+
+@dataclass
+class Recovered:
+    """What a journal holds beyond the disks."""
+
+    committed: int
+    #: Closed epochs after `applied` and their records, oldest first.
+    closed: dict[int, list[Record]]
+
+    def write_to(self, disks: list[bytearray], target: int) -> None:
+        """Bring disks that hold `applied` to this checkpoint."""
+        for number, recs in self.closed.items():
+            for rec in recs if number <= target else []:
+                data = rec.payload if rec.type == WRITE else bytes(rec.range)
+                disks[rec.volume][rec.offset : rec.offset + len(data)] = data
+
+
+class _Log:
+    """The rules under *Recovery*, one record after the other."""
+
+    def __init__(self, state: dict[str, int]) -> None:
+        self.applied = state["applied"]
+        self.found = Recovered(self.applied, {})
+        self.last_barrier = state["number"]
+        self.head: Segment | None = None
+        self.expected = 0
+        self.open: tuple[int, list[Record]] | None = None
+
+    def begin(self, head: Segment) -> bool:
+        before, self.head = self.head, head
+        if head.flags & 1:
+            self.open = None
+            if before and head.prev_number != self.last_barrier:
+                return False
+        elif before and (head.session, head.first_number) != (
+            before.session,
+            self.expected,
+        ):
+            return False
+        self.expected = head.first_number
+        return not before or head.prev_salt == before.salt
+
+    def take(self, rec: Record) -> bool:
+        newest = max(self.found.closed, default=self.applied)
+        if rec.type == COMMIT:
+            if rec.number + 1 != self.expected or rec.epoch > newest:
+                return False
+            self.found.committed = max(self.found.committed, rec.epoch)
+            return True
+        counted = rec.type == BARRIER or (
+            rec.type in (WRITE, ZERO) and not rec.flags & 1
+        )
+        well_formed = {
+            WRITE: len(rec.payload) > 0,
+            ZERO: rec.range > 0 and not rec.payload,
+            BARRIER: len(rec.payload) <= 32,
+        }
+        if not counted or rec.number != self.expected or not well_formed[rec.type]:
+            return False
+        if self.open is None:
+            if self.found.closed and rec.epoch <= newest:
+                return False
+            self.open = (rec.epoch, [])
+        epoch, recs = self.open
+        if rec.epoch != epoch:
+            return False
+        self.expected += 1
+        if rec.type != BARRIER:
+            recs.append(rec)
+            return True
+        if epoch > self.applied:
+            if (rec.offset, rec.range) != (len(recs), running_crc(recs)):
+                return False
+            self.found.closed[epoch] = recs
+        self.last_barrier = rec.number
+        self.open = None
+        return True
+
+
+def recover(state: dict[str, int], files: list[bytes], resource: str) -> Recovered:
+    """What the superblock and the segment files say together."""
+    log = _Log(state)
+    if state["role"] not in (2, 3, 4):
+        return log.found
+    for seq in range(state["tail"], state["tail"] + len(files)):
+        data = files[seq % len(files)]
+        try:
+            head = segment(data, resource)
+        except Invalid:
+            break
+        if head.seq != seq or not log.begin(head):
+            break
+        for rec in records(data, head):
+            if not log.take(rec):
+                break
+    return log.found
 
 
 def running_crc(recs: list[Record]) -> int:
@@ -188,8 +298,12 @@ def superblock(data: bytes, resource: str) -> dict[str, int]:
         if fields[-1] != crc32c(slot[:480]) or fields[4] != crc32c(resource.encode()):
             continue
         if fields[2] > best.get("sequence", -1):
-            names = "sequence role name_crc applied base target last_epoch tail"
-            best = dict(zip(names.split(), fields[2:10], strict=True))
+            names = (
+                "sequence role name_crc applied base target last_epoch tail "
+                "number segment_bytes segments heard bytes"
+            )
+            best = dict(zip(names.split(), fields[2:15], strict=True))
+            best["next_number"] = fields[16]
     if not best:
         raise Invalid("no valid slot")
     return best

@@ -567,6 +567,9 @@ def lives(seed: int, count: int) -> None:
 
         def one(backup: TestBackup, work=work, promote=promote) -> None:
             model.resume(backup)
+            if work.seed % 2 and model.acked > model.commit_given:
+                # An operator's word, before any primary is back.
+                model.commit(backup, model.acked, durably=True)
             work.run(backup, model, promote=promote)
 
         run_until_failure(world, one, ack=ack, close=rng.random() < 0.5)
@@ -607,6 +610,32 @@ def test_a_life_that_ends_while_opening_takes_nothing_from_the_next():
                 after = world.clone()
                 after.crash(end, k)
                 check_everything(after, model.after(end))
+
+
+# ---- reads and writes that are short or interrupted ---------------------------
+
+
+def interrupted(k: int | None) -> tuple[World, Model]:
+    world, model = World(), Model()
+    world.interrupts()
+    if k is not None:
+        world.stop_after(k)
+    failed = run_until_failure(
+        world, lambda backup: WORK.run(backup, model, promote=True)
+    )
+    assert bool(failed) == (k is not None)
+    return world, model
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_with_short_and_interrupted_operations(end):
+    total = interrupted(None)[0].ops
+    for k in range(ENDS.index(end), total, 31):
+        with telling(f"operation {k} of {total}, interrupted, {end}"):
+            world, model = interrupted(k)
+            world.crash(end, k)
+            model.ended(end)
+            check_everything(world, model)
 
 
 # ---- stale records ---------------------------------------------------------------
@@ -696,6 +725,66 @@ def test_a_crash_during_recovery_changes_nothing(end):
         assert backup.checkpoints() == opened
         backup.abandon()
     check_everything(world, model)
+
+
+def offered_again(world: World, offered: object, *what: object) -> None:
+    for end in POWER:
+        with telling(*what, f"recovered, then {end}"):
+            after = world.clone()
+            after.crash(end, 5)
+            backup = TestBackup(after)
+            assert backup.checkpoints() == offered
+            backup.abandon()
+
+
+def test_what_a_recovery_found_is_there_for_good():
+    """A process died, the next one offers what it left in the page cache, and
+    tells the primary so: no loss of power may take it back."""
+    total = whole(promote=False)[0].ops
+    for k in range(0, total, 4):
+        world, model = World(), Model()
+        world.stop_after(k)
+        run_until_failure(world, lambda b, m=model: WORK.run(b, m))
+        world.crash("kill")
+        backup = TestBackup(world)
+        offered = backup.checkpoints()
+        backup.abandon()
+        offered_again(world, offered, f"killed after operation {k}")
+
+
+def test_what_a_recovery_found_after_a_failed_sync_is_there_for_good():
+    """The page cache may hold what no sync will ever make durable."""
+    total = whole(promote=False)[0].ops
+    for k in range(0, total, 3):
+        world, model = World(), Model()
+        world.drops_cache()
+        world.fail_after(k, errno.EIO)
+        run_until_failure(world, lambda b, m=model: WORK.run(b, m))
+        if world.failed_op != "fdatasync":
+            continue
+        world.crash("kill")
+        backup = TestBackup(world)
+        offered = backup.checkpoints()
+        backup.abandon()
+        offered_again(world, offered, f"sync {k} failed")
+
+
+@pytest.mark.parametrize("end", POWER)
+def test_a_journal_apart_from_its_state(end):
+    """Each directory has names of its own to make durable."""
+    where = b"/fast/journal"
+    for k in range(POWER.index(end), 160, 3):
+        with telling(f"a journal elsewhere, operation {k}, {end}"):
+            world, model = World(), Model()
+            world.stop_after(k)
+            run_until_failure(
+                world, lambda b, m=model: WORK.run(b, m), journal=where
+            )
+            world.crash(end, k)
+            model.ended(end)
+            backup = TestBackup(world, journal=where)
+            check_offer(backup, model)
+            backup.abandon()
 
 
 @pytest.mark.parametrize("err", [errno.EIO, errno.ENOSPC])

@@ -121,9 +121,9 @@ def test_a_real_backup_writes_what_the_page_says(tmp_path):
             epoch = primary.postsuspend(b"tag")
             primary.preresume(epoch, timeout_s=20)
             files = sorted((tmp_path / "bstate" / "journal").glob("segment.*"))
-            found = [
-                rec for file in files for rec in decode_file(file.read_bytes())
-            ]
+            data = [file.read_bytes() for file in files]
+            found = [rec for file in data for rec in decode_file(file)]
+            heads = [formats.segment(file, "guest0") for file in data if file[0]]
     mine = [rec for rec in found if rec.epoch == epoch]
     assert [rec.type for rec in mine] == [
         formats.WRITE,
@@ -138,6 +138,13 @@ def test_a_real_backup_writes_what_the_page_says(tmp_path):
                                "guest0")  # fmt: skip
     assert state["role"] == 3
     assert state["applied"] < epoch
+    assert state["bytes"] == 1 << 20
+    ids = [(tmp_path / "bstate" / at / "journal.id").read_bytes()
+           for at in (".", "journal")]  # fmt: skip
+    assert ids[0] == ids[1] and len(ids[0]) == 32
+    assert ids[0][:8] == b"RMJI" + (1).to_bytes(4, "little")
+    assert formats.crc32c(ids[0][:28]).to_bytes(4, "little") == ids[0][28:]
+    assert {h.volumes for h in heads} == {formats.volumes_crc([("xvda", 1 << 20)])}
 
 
 def decode_file(data: bytes) -> list[formats.Record]:

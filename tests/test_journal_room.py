@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A journal that is full, or was: there is always room for the commit.
+
+What is prepared keeps its segments until it is committed, so a full journal
+of prepared epochs has one way out: a commit.  No link that comes and goes, no
+process that comes and goes, may take its room.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from crash_model import (
+    PAYLOAD_MAX,
+    SEGMENT,
+    SEGMENTS,
+    Failed,
+    Model,
+    TestBackup,
+    World,
+)
+
+ENDS = ["kill", "lose", "tear", "reorder"]
+
+
+def fill_by_sessions(backup: TestBackup, model: Model) -> None:
+    """A session for each epoch, and no commit, until nothing is left."""
+    with pytest.raises(Failed) as caught:
+        come_and_go(backup, model)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def come_and_go(backup: TestBackup, model: Model) -> None:
+    for i in range(10 * SEGMENTS):
+        model.reconnect(backup)
+        model.write(backup, 0, b"%4d" % i * 1000, 4096 * (i % 40))
+        model.barrier(backup, b"")
+
+
+def fill_an_epoch(backup: TestBackup) -> None:
+    for _ in range(10 * SEGMENTS):
+        backup.write(0, b"never closed" * 1000, 0)
+
+
+def prepared(epochs: int = 1) -> tuple[World, Model, TestBackup]:
+    world, model = World(), Model()
+    backup = TestBackup(world)
+    model.begin(backup)
+    for i in range(epochs):
+        model.write(backup, 1, b"first" * 1000, 5000 * i)
+        model.barrier(backup, b"")
+    return world, model, backup
+
+
+@pytest.mark.parametrize("end", [None, *ENDS])
+def test_a_journal_full_of_prepared_epochs_takes_a_commit(end):
+    world, model, backup = prepared()
+    fill_by_sessions(backup, model)
+    if end:
+        backup.abandon()
+        world.crash(end, 1)
+        backup = TestBackup(world)
+        model.resume(backup)
+        assert model.acked == backup.checkpoints()[-1][0]
+    newest = model.acked
+    model.commit(backup, newest, durably=True)
+    model.apply(backup)
+    backup.checkpoint()
+    assert world.disks() == model.at[newest]
+    # And all goes on.
+    model.begin(backup)
+    for i in range(3 * SEGMENTS):
+        model.write(backup, 0, bytes([i]) * PAYLOAD_MAX, 0)
+        epoch = model.barrier(backup, b"")
+        model.commit(backup, epoch)
+        model.apply(backup)
+        backup.checkpoint()
+    assert world.disks() == model.snapshot()
+    backup.abandon()
+
+
+def test_prepared_epochs_are_committed_one_by_one_in_a_full_journal():
+    world, model, backup = prepared()
+    fill_by_sessions(backup, model)
+    for epoch in [n for n, _, _ in backup.checkpoints()][1:]:
+        model.commit(backup, epoch, durably=True)
+        twin = world.clone()
+        twin.crash("lose")
+        again = TestBackup(twin)
+        assert again.checkpoints()[0][0] == epoch
+        again.apply()
+        assert twin.disks() == model.at[epoch]
+        again.abandon()
+    backup.abandon()
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_an_epoch_that_was_never_closed_keeps_no_room_over_a_restart(end):
+    """Prepared epochs before it are all that stays."""
+    world, model, backup = prepared()
+    for life in range(6):
+        before = backup.status().journal_bytes
+        with pytest.raises(Failed) as caught:
+            fill_an_epoch(backup)
+        assert caught.value.errno == errno.ENOSPC
+        assert backup.status().journal_bytes == SEGMENT * SEGMENTS
+        backup.abandon()
+        world.crash(end, life)
+        backup = TestBackup(world)
+        assert backup.status().journal_bytes <= before
+        backup.begin()
+        model.now = [bytearray(disk) for disk in model.at[model.acked]]
+    model.write(backup, 0, b"closed" * 1000, 0)
+    epoch = model.barrier(backup, b"")
+    model.commit(backup, epoch)
+    model.apply(backup)
+    assert world.disks() == model.snapshot()
+    backup.abandon()
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_does_not_grow_with_the_number_of_epochs():
+    """Many empty epochs, and each time another one among them is large."""
+    world = World()
+    world.create(b"/disk/big", 8 << 20)
+    backup = TestBackup(
+        world, paths={b"big": b"/disk/big"}, segment=1 << 20, segments=16
+    )
+    backup.begin()
+    many, large = 60, 5000
+    start = 0
+    for round_ in range(many):
+        for i in range(many):
+            for k in range(large if i == round_ else 0):
+                backup.zero(0, 1024 * k, 512)
+            epoch = backup.barrier()
+        backup.commit(epoch)
+        backup.apply()
+        backup.checkpoint()
+        if round_ == 3:
+            start = resident()
+    grown = resident() - start
+    backup.abandon()
+    assert grown < 4 << 20, f"{grown >> 20} MiB"
