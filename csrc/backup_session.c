@@ -172,28 +172,47 @@ static int wait_input(struct remus_backup_net *net, int fd, uint32_t ms)
     return got < 0 ? (int)got : 1;
 }
 
-static int greet(struct remus_backup_net *net, int fd)
+/* The first record, whole within loss_ms.  0 or -errno. */
+static int wait_hello(struct remus_backup_net *net, int fd,
+                      struct remus_record *r, const unsigned char **payload)
 {
-    remus_backup *b = net->b;
-    struct remus_record r;
-    const unsigned char *header, *payload;
+    const unsigned char *header;
+    uint64_t end = net->b->io->now_ns(net->b->io) + net->loss_ms * 1000000ull;
     int rc;
-    while ((rc = remus_input_next(&net->input, &r, &header, &payload)) == 0) {
-        rc = wait_input(net, fd, net->loss_ms);
+    while ((rc = remus_input_next(&net->input, r, &header, payload)) == 0) {
+        uint64_t now = net->b->io->now_ns(net->b->io);
+        rc = now < end
+                 ? wait_input(net, fd, (uint32_t)((end - now) / 1000000) + 1)
+                 : 0;
         if (rc == 0)
-            return remus_fail(-ETIMEDOUT, "a client connected and said "
-                                          "nothing");
+            return remus_fail(-ETIMEDOUT,
+                              net->input.end ? "began a hello and did not "
+                                               "end it in time"
+                                             : "a client connected and said "
+                                               "nothing");
         if (rc < 0)
             return rc;
     }
     if (rc < 0)
         return rc;
+    return r->type == REMUS_REC_HELLO
+               ? 0
+               : remus_fail(-EBADMSG, "record type %u instead of a hello",
+                            r->type);
+}
+
+/* 0: go on; 1: what is here is not for this primary, and it was told so, or
+ * <0: it is refused; both with a text. */
+static int greet(struct remus_backup_net *net, int fd)
+{
+    remus_backup *b = net->b;
+    struct remus_record r;
+    const unsigned char *payload;
     struct remus_hello hello;
     struct remus_hello_reply reply;
-    if (r.type != REMUS_REC_HELLO)
-        return remus_fail(-EBADMSG, "record type %u instead of a hello",
-                          r.type);
-    rc = remus_hello_decode(payload, r.length, &hello);
+    int rc = wait_hello(net, fd, &r, &payload);
+    if (!rc)
+        rc = remus_hello_decode(payload, r.length, &hello);
     if (!rc)
         rc = remus_backup_session_begin(b, &hello, r.session, &reply);
     if (rc)
@@ -204,11 +223,15 @@ static int greet(struct remus_backup_net *net, int fd)
                                   .length = sizeof out,
                                   .session = r.session};
     rc = remus_backup_send(net, &answer, out);
+    if (rc || reply.content < REMUS_CONTENT_PROMOTED ||
+        reply.content == REMUS_CONTENT_FOREIGN)
+        return rc;
     /* What is said no to has all that it needs. */
-    if (!rc && reply.content >= REMUS_CONTENT_PROMOTED &&
-        reply.content != REMUS_CONTENT_FOREIGN)
-        return 1;
-    return rc;
+    remus_fail(-EROFS, "backup of %s: %s: a primary was told so", b->resource,
+               reply.content == REMUS_CONTENT_PROMOTED
+                   ? "promoted"
+                   : "both sides went on from one checkpoint");
+    return 1;
 }
 
 static int converse(struct remus_backup_net *net, int fd)
@@ -263,9 +286,10 @@ static void serve_one(struct remus_backup_net *net, int fd)
     remus_backup_send_to(net, &net->link);
     int err = greet(net, fd);
     if (err)
-        remus_backup_refused(net, &net->link, REMUS_REFUSED_HELLO,
+        remus_backup_refused(net, &net->link,
+                             err > 0 ? REMUS_REFUSED_BUSY : REMUS_REFUSED_HELLO,
                              remus_last_error());
-    if (!err) {
+    else {
         keep_reason(net->b, "");
         set_connected(net, 1);
         err = converse(net, fd);
