@@ -8,7 +8,7 @@
  *   backup_promote.c  failover
  *   backup_compare.c  hashes of blocks, for a primary that lost its map
  *   backup_verify.c  the same while a stream goes on
- *   backup_net.c    the threads and the connection
+ *   backup_net.c    the threads and the connection: see backup_net.h
  *   lobby.c         who wants to connect, until it has proven itself
  *   backup_test.c   the same, driven record by record (tests)
  *

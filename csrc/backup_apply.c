@@ -425,7 +425,8 @@ int remus_backup_copy_end(remus_backup *b, uint64_t first_epoch)
 {
     pthread_mutex_lock(&b->apply_lock);
     int err = check_copy(b);
-    if (!err && (!b->copying || first_epoch <= b->last_epoch))
+    if (!err && (!b->copying || first_epoch <= b->last_epoch ||
+                 first_epoch > REMUS_NUMBER_MAX))
         err = remus_fail(-EBADMSG,
                          "end of a copy with first epoch %llu; epochs up to "
                          "%llu are used",

@@ -371,6 +371,7 @@ static int check_catch_up(remus_backup *b, uint64_t epoch)
     if (b->fenced)
         err = remus_fail(-EROFS, "this backup is being promoted");
     else if (b->copying || b->expect_epoch || epoch <= b->last_epoch ||
+             epoch > REMUS_NUMBER_MAX ||
              (b->super.role != REMUS_SUPER_SYNCED &&
               b->super.role != REMUS_SUPER_BACKUP &&
               b->super.role != REMUS_SUPER_FOREIGN))

@@ -10,7 +10,6 @@
  */
 #include <errno.h>
 #include <poll.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,56 +17,14 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "backup.h"
+#include "backup_net.h"
 #include "config.h"
 #include "error.h"
-#include "lobby.h"
-#include "transport.h"
 
 #define PING_MS 500
 #define ASK_MS 100             /* between looks at a primary that is asked */
 #define HEARD_S 15            /* how old `heard` may be while connected */
 #define APPLY_MS 250          /* between applies, unless space is needed */
-#define OUT_BYTES (64u * 1024) /* answers that the socket did not take yet */
-
-/* Lock order: backup.lock before send_lock; net.lock is taken alone. */
-struct remus_backup_net {
-    remus_backup *b;               /* constant */
-    struct remus_address address;  /* constant */
-    int listener;                  /* constant */
-    int wake;                      /* constant: eventfd, set to stop */
-    uint32_t loss_ms;              /* constant */
-    struct remus_tls_keys *keys;   /* constant; NULL: no TLS */
-    struct remus_lobby *lobby;     /* constant */
-    struct remus_refusals refusals; /* its own lock; leaf */
-    pthread_t pinger, session, applier;
-    struct remus_input input;      /* session thread */
-
-    pthread_mutex_t lock;
-    pthread_cond_t changed;        /* conn, stopping, fenced changed */
-    pthread_cond_t apply;          /* the applier has something to do */
-    int conn;                      /* lock: link.fd once taken, or -1 */
-    struct remus_conn link;        /* session thread's while conn >= 0; its
-                                      sending side is send_lock's */
-    int connected;                 /* lock: its hello was accepted */
-    uint64_t link_changed_ns;      /* lock */
-    int had_primary;               /* lock: one was ever connected */
-    int stopping;                  /* lock */
-    int fenced;                    /* lock: nobody is let in */
-    int apply_now;                 /* lock: space is needed */
-    int answer;                    /* lock: to our asking: 1 yes, -1 no */
-    char why_not[REMUS_REASON_MAX]; /* lock */
-    _Atomic uint64_t last_rx_ns;   /* when something came in */
-
-    pthread_mutex_t send_lock;
-    struct remus_conn *send_conn;  /* send_lock: &link, or NULL */
-    uint64_t greeted;              /* send_lock: session whose hello has its
-                                      answer; 0: none */
-    size_t out_len;                /* send_lock */
-    unsigned char out[OUT_BYTES];  /* send_lock */
-    struct remus_record last_ping; /* pinger thread */
-    uint64_t told;                 /* applier thread: epoch last announced */
-};
 
 /* lock held; ms < 1000 */
 static void timed_wait(struct remus_backup_net *net, pthread_cond_t *cond,
@@ -81,417 +38,21 @@ static void timed_wait(struct remus_backup_net *net, pthread_cond_t *cond,
     pthread_cond_timedwait(cond, &net->lock, &until);
 }
 
-/* ---- output ------------------------------------------------------------ */
+/* ---- who comes from the lobby (lobby's thread) -------------------------- */
 
-/* send_lock held */
-static int flush_out(struct remus_backup_net *net)
-{
-    while (net->out_len) {
-        ssize_t n = remus_conn_send(net->send_conn, net->out, net->out_len);
-        if (n < 0)
-            return n == -EAGAIN ? 0 : (int)n;
-        memmove(net->out, net->out + n, net->out_len - (size_t)n);
-        net->out_len -= (size_t)n;
-    }
-    return 0;
-}
-
-/* send_lock held */
-static int send_locked(struct remus_backup_net *net,
-                       const unsigned char header[REMUS_REC_HEADER],
-                       const struct remus_record *r, const void *payload)
-{
-    int err = 0;
-    if (!net->send_conn) {
-        err = remus_fail(-ENOTCONN, "no primary connected");
-    } else if (net->out_len + REMUS_REC_HEADER + r->length > OUT_BYTES) {
-        err = remus_fail(-ENOBUFS, "the primary does not read our answers");
-    } else {
-        memcpy(net->out + net->out_len, header, REMUS_REC_HEADER);
-        if (r->length)
-            memcpy(net->out + net->out_len + REMUS_REC_HEADER, payload,
-                   r->length);
-        net->out_len += REMUS_REC_HEADER + r->length;
-        err = flush_out(net);
-        if (err)
-            remus_fail(err, "send: %s", remus_errno_text(err));
-    }
-    return err;
-}
-
-static int send_record(struct remus_backup_net *net, struct remus_record *r,
-                       const void *payload)
-{
-    unsigned char header[REMUS_REC_HEADER];
-    r->payload_crc =
-        r->length ? remus_crc32c(0, payload, r->length) : 0;
-    remus_record_encode(r, header);
-    pthread_mutex_lock(&net->send_lock);
-    int err = send_locked(net, header, r, payload);
-    /* What other threads send unasked must not come before this answer. */
-    if (!err && r->type == REMUS_REC_HELLO_REPLY)
-        net->greeted = r->session;
-    pthread_mutex_unlock(&net->send_lock);
-    return err;
-}
-
-static void send_error(struct remus_backup_net *net, const char *text)
-{
-    struct remus_record r = {.type = REMUS_REC_ERROR,
-                             .length = (uint32_t)strlen(text)};
-    send_record(net, &r, text);
-}
-
-static int send_progress(struct remus_backup_net *net, uint8_t type)
-{
-    struct remus_record r = {0};
-    remus_backup_progress(net->b, &r);
-    r.type = type;
-    return send_record(net, &r, NULL);
-}
-
-/* To the primary whose session it is about, and to nobody else. */
-static void send_measured(struct remus_backup_net *net)
-{
-    struct remus_measured m[REMUS_MEASURED_RECORD];
-    unsigned char out[REMUS_MEASURED_RECORD * REMUS_MEASURED_BYTES];
-    unsigned char header[REMUS_REC_HEADER];
-    unsigned int n;
-    while ((n = remus_backup_untold(net->b, m, REMUS_MEASURED_RECORD))) {
-        struct remus_record r = {0};
-        remus_backup_progress(net->b, &r);
-        r.type = REMUS_REC_APPLIED;
-        r.length = n * REMUS_MEASURED_BYTES;
-        for (unsigned int i = 0; i < n; i++)
-            remus_measured_encode(&m[i], out + i * REMUS_MEASURED_BYTES);
-        r.payload_crc = remus_crc32c(0, out, r.length);
-        remus_record_encode(&r, header);
-        pthread_mutex_lock(&net->send_lock);
-        /* One that can't be sent is a gap in statistics and no more. */
-        if (net->greeted == r.session)
-            send_locked(net, header, &r, out);
-        pthread_mutex_unlock(&net->send_lock);
-    }
-}
-
-static void set_send_conn(struct remus_backup_net *net,
-                          struct remus_conn *conn)
-{
-    pthread_mutex_lock(&net->send_lock);
-    net->send_conn = conn;
-    net->greeted = 0;
-    net->out_len = 0;
-    pthread_mutex_unlock(&net->send_lock);
-}
-
-/* ---- session thread ------------------------------------------------------ */
-
-static void want_apply(struct remus_backup_net *net, int now)
-{
-    pthread_mutex_lock(&net->lock);
-    if (now && !net->apply_now) {
-        net->apply_now = 1;
-        pthread_cond_signal(&net->apply);
-    }
-    pthread_mutex_unlock(&net->lock);
-}
-
-/* Space runs low: apply without waiting for the timer. */
-static void check_space(struct remus_backup_net *net)
-{
-    remus_backup *b = net->b;
-    pthread_mutex_lock(&b->lock);
-    int low = 2 * remus_journal_used(&b->journal) > b->journal.segments &&
-              b->committed > b->super.applied;
-    pthread_mutex_unlock(&b->lock);
-    want_apply(net, low);
-}
-
-/* The first commit after a copy ends Inconsistent: the primary may say
- * Protected only when that can't be lost any more. */
-static int on_commit(struct remus_backup_net *net,
-                     const struct remus_record *r)
-{
-    remus_backup *b = net->b;
-    int err = remus_backup_commit_record(b, r->epoch, 1);
-    if (err)
-        return err;
-    pthread_mutex_lock(&b->lock);
-    int first = b->super.role == REMUS_SUPER_SYNCED;
-    /* The applier was too slow: barriers eat up the reserve.  A later ack
-     * is better than no room for the next barrier. */
-    int now = first || remus_backup_short_of_room(b);
-    pthread_mutex_unlock(&b->lock);
-    if (!now) {
-        check_space(net);
-        return 0;
-    }
-    err = remus_backup_apply(b);
-    if (!err)
-        err = remus_backup_checkpoint(b);
-    return err ? err : send_progress(net, REMUS_REC_APPLIED);
-}
-
-static int on_resync(struct remus_backup_net *net,
-                     const struct remus_record *r)
-{
-    struct remus_record answer = {.type = REMUS_REC_RESYNC};
-    int err;
-    switch (r->flags) {
-    case REMUS_RESYNC_CATCH_UP:
-        return remus_backup_catch_up(net->b, r->epoch, r->range);
-    case REMUS_RESYNC_BEGIN:
-    case REMUS_RESYNC_PARTIAL:
-        pthread_mutex_lock(&net->b->lock);
-        net->b->stats.resync_total = r->range;
-        net->b->stats.resync_done = 0;
-        pthread_mutex_unlock(&net->b->lock);
-        return remus_backup_copy_begin(net->b,
-                                       r->flags == REMUS_RESYNC_PARTIAL);
-    case REMUS_RESYNC_FLUSH:
-        err = remus_backup_copy_flush(net->b);
-        answer.flags = REMUS_RESYNC_FLUSHED;
-        return err ? err : send_record(net, &answer, NULL);
-    case REMUS_RESYNC_END:
-        err = remus_backup_copy_end(net->b, r->epoch);
-        answer.flags = REMUS_RESYNC_DONE;
-        return err ? err : send_record(net, &answer, NULL);
-    default:
-        return remus_fail(-EBADMSG, "unknown step %u of a copy", r->flags);
-    }
-}
-
-static int on_hashes(struct remus_backup_net *net,
-                     const struct remus_record *r,
-                     const unsigned char *payload)
-{
-    unsigned char bits[REMUS_HASH_BLOCKS / 8];
-    struct remus_record answer = {.type = REMUS_REC_HASH_REPLY,
-                                  .volume = r->volume,
-                                  .offset = r->offset,
-                                  .range = r->range,
-                                  .session = r->session,
-                                  .number = r->number,
-                                  .length = sizeof bits};
-    pthread_mutex_lock(&net->b->lock);
-    int streaming = net->b->expect_epoch != 0;
-    pthread_mutex_unlock(&net->b->lock);
-    int err = streaming ? remus_backup_verify(net->b, r, payload, bits)
-                        : remus_backup_compare(net->b, r, payload, bits);
-    if (err == -EAGAIN) {
-        answer.flags = REMUS_HASH_BUSY;
-        err = 0;
-    }
-    return err ? err : send_record(net, &answer, bits);
-}
-
-/* 0: go on; 1: the primary said goodbye; <0: the connection ends. */
-static int handle(struct remus_backup_net *net, const struct remus_record *r,
-                  const unsigned char *header, const unsigned char *payload)
-{
-    remus_backup *b = net->b;
-    int err;
-    switch (r->type) {
-    case REMUS_REC_WRITE:
-    case REMUS_REC_ZERO:
-        if (r->flags & REMUS_REC_DIRECT)
-            return remus_backup_copy_data(b, r, payload);
-        return remus_backup_record(b, header, r, payload);
-    case REMUS_REC_BARRIER:
-        err = remus_backup_record(b, header, r, payload);
-        if (!err)
-            err = remus_backup_ack(b, r->epoch);
-        return err ? err : send_progress(net, REMUS_REC_ACK);
-    case REMUS_REC_COMMIT:
-        return on_commit(net, r);
-    case REMUS_REC_RESYNC:
-        return on_resync(net, r);
-    case REMUS_REC_HASH:
-        return on_hashes(net, r, payload);
-    case REMUS_REC_GAVE_WAY:
-        pthread_mutex_lock(&net->lock);
-        net->answer = r->flags == 1 ? 1 : -1;
-        snprintf(net->why_not, sizeof net->why_not, "%.*s", (int)r->length,
-                 (const char *)payload);
-        pthread_cond_broadcast(&net->changed);
-        pthread_mutex_unlock(&net->lock);
-        return 0;
-    case REMUS_REC_PING:
-        return 0;
-    case REMUS_REC_BYE:
-        return 1;
-    case REMUS_REC_ERROR:
-        return remus_fail(-EPROTO, "the primary says: %.*s", (int)r->length,
-                          (const char *)payload);
-    default:
-        return remus_fail(-EBADMSG, "record type %u from a primary", r->type);
-    }
-}
-
-/* Wait for bytes.  1: some came; 0: `ms` passed; <0: ended. */
-static int wait_input(struct remus_backup_net *net, int fd, uint32_t ms)
-{
-    struct pollfd p[2] = {{.fd = fd, .events = POLLIN},
-                          {.fd = net->wake, .events = POLLIN}};
-    int n = poll(p, 2, (int)ms);
-    if (n < 0)
-        return errno == EINTR ? 1
-                              : remus_fail(-errno, "poll: %s",
-                                           remus_errno_text(errno));
-    if (n == 0)
-        return 0;
-    if (p[1].revents)
-        return remus_fail(-ESHUTDOWN, "the backup process ends");
-    ssize_t got = remus_input_fill(&net->input, &net->link);
-    atomic_store(&net->last_rx_ns, net->b->io->now_ns(net->b->io));
-    return got < 0 ? (int)got : 1;
-}
-
-static int greet(struct remus_backup_net *net, int fd)
-{
-    remus_backup *b = net->b;
-    struct remus_record r;
-    const unsigned char *header, *payload;
-    int rc;
-    while ((rc = remus_input_next(&net->input, &r, &header, &payload)) == 0) {
-        rc = wait_input(net, fd, net->loss_ms);
-        if (rc == 0)
-            return remus_fail(-ETIMEDOUT, "a client connected and said "
-                                          "nothing");
-        if (rc < 0)
-            return rc;
-    }
-    if (rc < 0)
-        return rc;
-    struct remus_hello hello;
-    struct remus_hello_reply reply;
-    if (r.type != REMUS_REC_HELLO)
-        return remus_fail(-EBADMSG, "record type %u instead of a hello",
-                          r.type);
-    rc = remus_hello_decode(payload, r.length, &hello);
-    if (!rc)
-        rc = remus_backup_session_begin(b, &hello, r.session, &reply);
-    if (rc)
-        return rc;
-    unsigned char out[REMUS_HELLO_REPLY_BYTES];
-    remus_hello_reply_encode(&reply, out);
-    struct remus_record answer = {.type = REMUS_REC_HELLO_REPLY,
-                                  .length = sizeof out,
-                                  .session = r.session};
-    rc = send_record(net, &answer, out);
-    /* What is said no to has all that it needs. */
-    if (!rc && reply.content >= REMUS_CONTENT_PROMOTED &&
-        reply.content != REMUS_CONTENT_FOREIGN)
-        return 1;
-    return rc;
-}
-
-static int converse(struct remus_backup_net *net, int fd)
-{
-    struct remus_record r;
-    const unsigned char *header, *payload;
-    for (;;) {
-        int rc;
-        while ((rc = remus_input_next(&net->input, &r, &header, &payload)) ==
-               1) {
-            rc = handle(net, &r, header, payload);
-            if (rc)
-                return rc < 0 ? rc : 0;
-        }
-        if (rc < 0)
-            return rc;
-        /* Longer than the primary's own patience: it decides first. */
-        rc = wait_input(net, fd, 3 * net->loss_ms);
-        if (rc == 0)
-            return remus_fail(-ETIMEDOUT, "nothing from the primary for %u "
-                                          "ms",
-                              3 * net->loss_ms);
-        if (rc < 0)
-            return rc;
-    }
-}
-
-static void set_connected(struct remus_backup_net *net, int connected)
-{
-    pthread_mutex_lock(&net->lock);
-    if (net->connected != connected) {
-        net->connected = connected;
-        net->link_changed_ns = net->b->io->now_ns(net->b->io);
-        net->answer = 0;
-        net->had_primary = 1;
-        pthread_cond_broadcast(&net->changed);
-    }
-    pthread_mutex_unlock(&net->lock);
-}
-
-static void keep_reason(remus_backup *b, const char *text)
-{
-    pthread_mutex_lock(&b->lock);
-    if (!b->failed)
-        snprintf(b->reason, sizeof b->reason, "%s", text);
-    pthread_mutex_unlock(&b->lock);
-}
-
-static void refused(struct remus_backup_net *net,
-                    const struct remus_conn *conn, int cause,
-                    const char *text)
+void remus_backup_refused(struct remus_backup_net *net,
+                          const struct remus_conn *conn, int cause,
+                          const char *text)
 {
     remus_refusals_note(&net->refusals, conn->peer, cause, text,
                         net->b->io->now_ns(net->b->io));
 }
 
-static void serve_one(struct remus_backup_net *net, int fd)
-{
-    remus_input_reset(&net->input);
-    set_send_conn(net, &net->link);
-    int err = greet(net, fd);
-    if (err)
-        refused(net, &net->link, REMUS_REFUSED_HELLO, remus_last_error());
-    if (!err) {
-        keep_reason(net->b, "");
-        set_connected(net, 1);
-        err = converse(net, fd);
-        remus_backup_session_end(net->b);
-    }
-    if (err < 0) {
-        char text[REMUS_REASON_MAX];
-        snprintf(text, sizeof text, "%s", remus_last_error());
-        send_error(net, text);
-        if (net->connected)
-            keep_reason(net->b, text);
-    }
-    set_send_conn(net, NULL);
-    set_connected(net, 0);
-}
-
-static void *session_main(void *arg)
-{
-    struct remus_backup_net *net = arg;
-    pthread_mutex_lock(&net->lock);
-    while (!net->stopping) {
-        if (net->conn < 0) {
-            pthread_cond_wait(&net->changed, &net->lock);
-            continue;
-        }
-        int fd = net->conn;
-        pthread_mutex_unlock(&net->lock);
-        serve_one(net, fd);
-        pthread_mutex_lock(&net->lock);
-        remus_conn_close(&net->link);
-        net->conn = -1;
-        pthread_cond_broadcast(&net->changed);
-    }
-    pthread_mutex_unlock(&net->lock);
-    return NULL;
-}
-
-/* ---- who comes from the lobby (lobby's thread) ------------------------------ */
-
 static void refuse(struct remus_backup_net *net, struct remus_conn *conn,
                    const char *text)
 {
     remus_tell_error(conn, text);
-    refused(net, conn, REMUS_REFUSED_BUSY, text);
+    remus_backup_refused(net, conn, REMUS_REFUSED_BUSY, text);
     remus_conn_close(conn);
 }
 
@@ -520,7 +81,7 @@ static void admit(void *opaque, struct remus_conn *conn)
         refuse(net, conn, why);
 }
 
-/* ---- pinger thread --------------------------------------------------------- */
+/* ---- pinger thread ------------------------------------------------------ */
 
 static void ping(struct remus_backup_net *net)
 {
@@ -536,7 +97,7 @@ static void ping(struct remus_backup_net *net)
     if (remus_backup_try_progress(b, &r))
         net->last_ping = r;
     r.type = REMUS_REC_PING;
-    send_record(net, &r, NULL);
+    remus_backup_send(net, &r, NULL);
 }
 
 static void *pinger_main(void *arg)
@@ -584,7 +145,7 @@ static void apply_round(struct remus_backup_net *net, int now)
         keep_heard(net);
     if (failed || remus_backup_apply(b))
         return;
-    send_measured(net);
+    remus_backup_send_measured(net);
     pthread_mutex_lock(&b->lock);
     int idle = b->applied == before;
     int half = 2 * remus_journal_used(&b->journal) > b->journal.segments;
@@ -592,7 +153,7 @@ static void apply_round(struct remus_backup_net *net, int now)
     if (!idle && !half && !now)
         return;
     if (remus_backup_checkpoint(b) == 0 && !told_already(net))
-        send_progress(net, REMUS_REC_APPLIED);
+        remus_backup_send_progress(net, REMUS_REC_APPLIED);
 }
 
 static void *applier_main(void *arg)
@@ -738,8 +299,8 @@ int remus_backup_serve(remus_backup *b, const char *address, int tls_off,
     if (!err && (err = -pthread_create(&net->pinger, NULL, pinger_main,
                                        net)) == 0)
         started++;
-    if (!err && (err = -pthread_create(&net->session, NULL, session_main,
-                                       net)) == 0)
+    if (!err && (err = -pthread_create(&net->session, NULL,
+                                       remus_backup_session_main, net)) == 0)
         started++;
     if (!err && (err = -pthread_create(&net->applier, NULL, applier_main,
                                        net)) == 0)
@@ -786,7 +347,7 @@ int remus_backup_net_ask(remus_backup *b, int flags)
     net->answer = 0;
     int go = net->connected;
     pthread_mutex_unlock(&net->lock);
-    if (!go || send_record(net, &ask, NULL))
+    if (!go || remus_backup_send(net, &ask, NULL))
         return 0;
     uint64_t start = b->io->now_ns(b->io);
     int rc = 0;

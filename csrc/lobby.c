@@ -86,37 +86,34 @@ static unsigned int guests_of(const struct remus_lobby *l, const char *source)
     return n;
 }
 
-/* The source with the most guests. */
-static const char *crowd(const struct remus_lobby *l)
+/* Who leaves, of the guests of `source` (NULL: of the sources that have most
+ * guests): who got least far, of those the oldest. */
+static unsigned int weakest(const struct remus_lobby *l, const char *source)
 {
-    unsigned int most = 0;
-    const char *source = "";
+    unsigned int most = 0, leaves = l->count;
     for (unsigned int i = 0; i < l->count; i++) {
-        unsigned int n = guests_of(l, l->guest[i].conn.peer);
-        if (n > most) {
+        const struct guest *g = &l->guest[i];
+        unsigned int n = source ? !strcmp(g->conn.peer, source)
+                                : guests_of(l, g->conn.peer);
+        if (n > most ||
+            (n && n == most && g->step < l->guest[leaves].step)) {
             most = n;
-            source = l->guest[i].conn.peer;
+            leaves = i;
         }
     }
-    return source;
+    return leaves;
 }
 
 /* Make room for one more of `source`: see lobby.h for who leaves. */
 static void make_room(struct remus_lobby *l, const char *source)
 {
-    if (guests_of(l, source) < REMUS_LOBBY_SOURCE) {
-        if (l->count < REMUS_LOBBY_MAX)
-            return;
-        source = crowd(l);
-    }
-    unsigned int leaves = l->count;
-    for (unsigned int i = 0; i < l->count; i++) {
-        const struct guest *g = &l->guest[i];
-        if (strcmp(g->conn.peer, source) != 0)
-            continue;
-        if (leaves == l->count || g->step < l->guest[leaves].step)
-            leaves = i;
-    }
+    unsigned int leaves;
+    if (guests_of(l, source) >= REMUS_LOBBY_SOURCE)
+        leaves = weakest(l, source);
+    else if (l->count >= REMUS_LOBBY_MAX)
+        leaves = weakest(l, NULL);
+    else
+        return;
     drop(l, leaves, REMUS_REFUSED_CROWD,
          "too many connections at once: it made room for another");
 }
@@ -200,8 +197,10 @@ static int accept_one(struct remus_lobby *l)
     if (conn.fd < 0) {
         /* Without a file descriptor for it, it stays in the kernel's queue:
          * polling at once would find it there again, and again. */
-        if (conn.fd != -EAGAIN)
+        if (conn.fd != -EAGAIN) {
             l->paused_ns = now_ns(l) + PAUSE_MS * 1000000ull;
+            note(l, "accept", REMUS_REFUSED_CROWD, remus_last_error());
+        }
         return 1;
     }
     make_room(l, conn.peer);

@@ -9,8 +9,9 @@
  * Bounds: REMUS_LOBBY_MAX connections at once, REMUS_LOBBY_SOURCE of one
  * source, REMUS_LOBBY_MS for each.  A TLS session is made only when the
  * first byte came.  When there is no room for a new one, one that is there
- * leaves: of the source that has most of them the one that got least far, of
- * those the oldest.  So a flood displaces itself.
+ * leaves: of the sources that have most of them the one that got least far,
+ * of those the oldest.  So a flood displaces itself.  Without a file
+ * descriptor for a new one, the lobby looks again ten times a second.
  */
 #ifndef REMUS_LOBBY_H
 #define REMUS_LOBBY_H

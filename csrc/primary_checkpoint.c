@@ -108,10 +108,7 @@ void remus_primary_send_now(remus_primary *p, struct remus_slot *slot,
     pthread_mutex_unlock(&p->lock);
     int rc = fd < 0 ? 0 : much ? 1 : remus_sendq_pump(&p->queue, &p->conn);
     pthread_mutex_unlock(&p->queue.send_lock);
-    if (rc < 0)
-        remus_primary_link_lost(p, "backup lost: send: %s",
-                                remus_errno_text(rc));
-    else if (rc > 0)
+    if (rc) /* the sender goes on, or finds out why that can't be */
         remus_sendq_wake(&p->queue);
 }
 

@@ -87,10 +87,12 @@ static int read_reply(remus_primary *p, int fd,
     struct remus_record r;
     const unsigned char *header, *payload;
     int rc;
+    uint64_t end = now_ns(p) + HELLO_TIMEOUT_MS * 1000000ull;
     while ((rc = remus_input_next(&p->input, &r, &header, &payload)) == 0) {
         struct pollfd pf[2] = {{.fd = fd, .events = POLLIN},
                                {.fd = p->wake, .events = POLLIN}};
-        rc = poll(pf, 2, HELLO_TIMEOUT_MS);
+        uint64_t now = now_ns(p);
+        rc = now < end ? poll(pf, 2, (int)((end - now) / 1000000) + 1) : 0;
         if (rc == 0)
             return remus_fail(-ETIMEDOUT, "the backup does not answer our "
                                           "hello");
@@ -116,7 +118,7 @@ static int greet(remus_primary *p, int fd, uint64_t session,
 {
     int err = send_hello(p, session);
     /* Who refused us without listening has told us why. */
-    if (err && err != -EPIPE)
+    if (err && err != -EPIPE && err != -ECONNRESET)
         return err;
     pthread_mutex_lock(&p->rx_lock);
     remus_input_reset(&p->input);

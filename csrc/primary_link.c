@@ -80,11 +80,15 @@ static int on_progress(remus_primary *p, const struct remus_record *r)
     uint64_t newest = p->barrier_epoch >= p->session_first
                           ? p->barrier_epoch
                           : p->session_first - 1;
-    if (r->session != p->session || r->epoch > newest) {
+    if (r->session != p->session || r->epoch > newest ||
+        r->offset > newest || r->number > newest ||
+        r->range > REMUS_NUMBER_MAX) {
         pthread_mutex_unlock(&p->lock);
         return remus_fail(-EBADMSG,
-                          "ack of epoch %llu, the newest barrier is %llu",
-                          (ull)r->epoch, (ull)newest);
+                          "ack of epoch %llu, stable %llu, applied %llu; the "
+                          "newest barrier is %llu",
+                          (ull)r->epoch, (ull)r->offset, (ull)r->number,
+                          (ull)newest);
     }
     struct remus_waiter *w = NULL;
     if (r->epoch > p->acked && r->epoch >= p->session_first) {
@@ -156,6 +160,21 @@ static int handle(remus_primary *p, const struct remus_record *r,
     }
 }
 
+/* Handle the whole records that are there: how many, or -errno after the link
+ * was declared lost. */
+static int take_in(remus_primary *p)
+{
+    struct remus_record r;
+    const unsigned char *header, *payload;
+    int n = 0, err;
+    while ((err = remus_input_next(&p->input, &r, &header, &payload)) == 1 &&
+           (err = handle(p, &r, payload)) == 0)
+        n++;
+    if (err < 0)
+        remus_primary_link_lost(p, "backup lost: %s", remus_last_error());
+    return err < 0 ? err : n;
+}
+
 /*
  * Wait at most `ms` for input or a kick, and take in what there is.  0, or
  * -errno after the link was declared lost.
@@ -168,6 +187,10 @@ static int receive(remus_primary *p, int fd, int ms)
     pthread_mutex_unlock(&p->lock);
     if (gone)
         return 0;
+    /* What came together with the answer to the hello. */
+    int rc = take_in(p);
+    if (rc)
+        return rc < 0 ? rc : 0;
     struct pollfd pf[2] = {{.fd = fd, .events = POLLIN},
                            {.fd = p->kick, .events = POLLIN}};
     int n = poll(pf, 2, ms);
@@ -181,25 +204,17 @@ static int receive(remus_primary *p, int fd, int ms)
     if (n <= 0 || !pf[0].revents)
         return 0;
     ssize_t got = remus_input_fill(&p->input, &p->conn);
-    int err = got < 0 ? (int)got : 0;
+    if (got < 0) {
+        remus_primary_link_lost(p, "backup lost: %s", remus_last_error());
+        return (int)got;
+    }
     if (got > 0) {
         pthread_mutex_lock(&p->lock);
         p->last_rx_ns = now_ns(p);
         pthread_mutex_unlock(&p->lock);
     }
-    struct remus_record r;
-    const unsigned char *header, *payload;
-    while (!err) {
-        int rc = remus_input_next(&p->input, &r, &header, &payload);
-        if (rc <= 0) {
-            err = rc;
-            break;
-        }
-        err = handle(p, &r, payload);
-    }
-    if (err)
-        remus_primary_link_lost(p, "backup lost: %s", remus_last_error());
-    return err;
+    rc = take_in(p);
+    return rc < 0 ? rc : 0;
 }
 
 /* ---- who receives ------------------------------------------------------ */
@@ -380,6 +395,17 @@ static int send_some(remus_primary *p, int *fd)
     return rc;
 }
 
+/* A backup that ends the connection says why before it does: that comes
+ * first, if it has arrived. */
+static void send_failed(remus_primary *p, int fd, int err)
+{
+    pthread_mutex_lock(&p->rx_lock);
+    receive(p, fd, 0);
+    pthread_mutex_unlock(&p->rx_lock);
+    remus_primary_link_lost(p, "backup lost: send: %s",
+                            remus_errno_text(err));
+}
+
 void *remus_primary_sender_main(void *arg)
 {
     remus_primary *p = arg;
@@ -390,8 +416,7 @@ void *remus_primary_sender_main(void *arg)
         int fd;
         int rc = send_some(p, &fd);
         if (rc < 0)
-            remus_primary_link_lost(p, "backup lost: send: %s",
-                                    remus_errno_text(rc));
+            send_failed(p, fd, rc);
         measure(p, &rate, rc == 1);
         if (atomic_load(&p->room_wanted)) {
             pthread_mutex_lock(&p->lock);

@@ -202,6 +202,13 @@ int remus_hello_reply_decode(const unsigned char *in, size_t len,
     if (h->max_payload == 0 || h->max_payload > REMUS_REC_PAYLOAD_MAX)
         return remus_fail(-EBADMSG, "hello reply: payload limit %u",
                           h->max_payload);
+    const uint64_t numbers[] = {h->last_epoch, h->next_number, h->credit,
+                                h->reserve,    h->held,        h->committed,
+                                h->capacity};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (numbers[i] > REMUS_NUMBER_MAX)
+            return remus_fail(-EBADMSG, "hello reply: a number of %llu",
+                              (unsigned long long)numbers[i]);
     return 0;
 }
 

@@ -48,6 +48,9 @@
 #define REMUS_REC_PAYLOAD_MAX (1u << 20)
 #define REMUS_PAGE 4096u
 #define REMUS_WIRE_VERSION 3u
+/* Epochs, record numbers and credit beyond it are refused, so that sums of
+ * a few of them can't overflow. */
+#define REMUS_NUMBER_MAX (1ull << 62)
 
 enum remus_record_type {
     REMUS_REC_HELLO = 1,       /* primary: struct remus_hello */

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -226,6 +228,47 @@ def test_a_wrong_hello_is_refused(backup, peer, payload, match):
 
 def test_who_says_nothing_is_dropped(backup, peer):
     assert "said nothing" in peer.error()
+
+
+def test_a_hello_in_drips_ends_in_time(backup, peer):
+    """Half a second (`loss_ms`) for all of it, however many pieces come."""
+    hello = formats.encode(
+        HELLO, formats.hello("guest0", [("xvda", SIZE)]), session=SESSION
+    )
+    start = time.monotonic()
+    sent = 0
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for byte in hello:
+            peer.socket.sendall(bytes([byte]))
+            sent += 1
+            time.sleep(0.05)
+    assert sent < len(hello)
+    assert time.monotonic() - start < 3
+    assert "did not end it in time" in peer.error()
+
+
+def test_an_epoch_beyond_all_numbers_is_refused(backup, peer):
+    peer.greet()
+    peer.send(RESYNC, flags=BEGIN)
+    peer.send(RESYNC, flags=END, epoch=2**64 - 1)
+    assert "first epoch" in peer.error()
+
+
+def test_a_promoted_backup_says_so_in_its_refusals(backup, peer, tmp_path):
+    one_epoch(peer)
+    peer.socket.close()
+    backup.promote()
+    late = Peer(str(tmp_path / "sock"))
+    try:
+        late.send(HELLO, formats.hello("guest0", [("xvda", SIZE)]))
+        assert late.receive().type == REPLY
+        with pytest.raises(EOFError):
+            late.receive()
+    finally:
+        late.socket.close()
+    (refusal,) = backup.refusals()
+    assert refusal.cause == "busy"
+    assert "promoted: a primary was told so" in refusal.text
 
 
 def test_a_session_that_ends_in_an_epoch_leaves_no_trace(backup, peer, tmp_path):

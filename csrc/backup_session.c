@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * One primary after the other, in the session thread: its hello, then its
+ * records, each of which is journaled, answered, or ends the connection.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "backup_net.h"
+#include "error.h"
+
+static void want_apply(struct remus_backup_net *net, int now)
+{
+    pthread_mutex_lock(&net->lock);
+    if (now && !net->apply_now) {
+        net->apply_now = 1;
+        pthread_cond_signal(&net->apply);
+    }
+    pthread_mutex_unlock(&net->lock);
+}
+
+/* Space runs low: apply without waiting for the timer. */
+static void check_space(struct remus_backup_net *net)
+{
+    remus_backup *b = net->b;
+    pthread_mutex_lock(&b->lock);
+    int low = 2 * remus_journal_used(&b->journal) > b->journal.segments &&
+              b->committed > b->super.applied;
+    pthread_mutex_unlock(&b->lock);
+    want_apply(net, low);
+}
+
+/* The first commit after a copy ends Inconsistent: the primary may say
+ * Protected only when that can't be lost any more. */
+static int on_commit(struct remus_backup_net *net,
+                     const struct remus_record *r)
+{
+    remus_backup *b = net->b;
+    int err = remus_backup_commit_record(b, r->epoch, 1);
+    if (err)
+        return err;
+    pthread_mutex_lock(&b->lock);
+    int first = b->super.role == REMUS_SUPER_SYNCED;
+    /* The applier was too slow: barriers eat up the reserve.  A later ack
+     * is better than no room for the next barrier. */
+    int now = first || remus_backup_short_of_room(b);
+    pthread_mutex_unlock(&b->lock);
+    if (!now) {
+        check_space(net);
+        return 0;
+    }
+    err = remus_backup_apply(b);
+    if (!err)
+        err = remus_backup_checkpoint(b);
+    return err ? err : remus_backup_send_progress(net, REMUS_REC_APPLIED);
+}
+
+static int on_resync(struct remus_backup_net *net,
+                     const struct remus_record *r)
+{
+    struct remus_record answer = {.type = REMUS_REC_RESYNC};
+    int err;
+    switch (r->flags) {
+    case REMUS_RESYNC_CATCH_UP:
+        return remus_backup_catch_up(net->b, r->epoch, r->range);
+    case REMUS_RESYNC_BEGIN:
+    case REMUS_RESYNC_PARTIAL:
+        pthread_mutex_lock(&net->b->lock);
+        net->b->stats.resync_total = r->range;
+        net->b->stats.resync_done = 0;
+        pthread_mutex_unlock(&net->b->lock);
+        return remus_backup_copy_begin(net->b,
+                                       r->flags == REMUS_RESYNC_PARTIAL);
+    case REMUS_RESYNC_FLUSH:
+        err = remus_backup_copy_flush(net->b);
+        answer.flags = REMUS_RESYNC_FLUSHED;
+        return err ? err : remus_backup_send(net, &answer, NULL);
+    case REMUS_RESYNC_END:
+        err = remus_backup_copy_end(net->b, r->epoch);
+        answer.flags = REMUS_RESYNC_DONE;
+        return err ? err : remus_backup_send(net, &answer, NULL);
+    default:
+        return remus_fail(-EBADMSG, "unknown step %u of a copy", r->flags);
+    }
+}
+
+static int on_hashes(struct remus_backup_net *net,
+                     const struct remus_record *r,
+                     const unsigned char *payload)
+{
+    unsigned char bits[REMUS_HASH_BLOCKS / 8];
+    struct remus_record answer = {.type = REMUS_REC_HASH_REPLY,
+                                  .volume = r->volume,
+                                  .offset = r->offset,
+                                  .range = r->range,
+                                  .session = r->session,
+                                  .number = r->number,
+                                  .length = sizeof bits};
+    pthread_mutex_lock(&net->b->lock);
+    int streaming = net->b->expect_epoch != 0;
+    pthread_mutex_unlock(&net->b->lock);
+    int err = streaming ? remus_backup_verify(net->b, r, payload, bits)
+                        : remus_backup_compare(net->b, r, payload, bits);
+    if (err == -EAGAIN) {
+        answer.flags = REMUS_HASH_BUSY;
+        err = 0;
+    }
+    return err ? err : remus_backup_send(net, &answer, bits);
+}
+
+/* 0: go on; 1: the primary said goodbye; <0: the connection ends. */
+static int handle(struct remus_backup_net *net, const struct remus_record *r,
+                  const unsigned char *header, const unsigned char *payload)
+{
+    remus_backup *b = net->b;
+    int err;
+    switch (r->type) {
+    case REMUS_REC_WRITE:
+    case REMUS_REC_ZERO:
+        if (r->flags & REMUS_REC_DIRECT)
+            return remus_backup_copy_data(b, r, payload);
+        return remus_backup_record(b, header, r, payload);
+    case REMUS_REC_BARRIER:
+        err = remus_backup_record(b, header, r, payload);
+        if (!err)
+            err = remus_backup_ack(b, r->epoch);
+        return err ? err : remus_backup_send_progress(net, REMUS_REC_ACK);
+    case REMUS_REC_COMMIT:
+        return on_commit(net, r);
+    case REMUS_REC_RESYNC:
+        return on_resync(net, r);
+    case REMUS_REC_HASH:
+        return on_hashes(net, r, payload);
+    case REMUS_REC_GAVE_WAY:
+        pthread_mutex_lock(&net->lock);
+        net->answer = r->flags == 1 ? 1 : -1;
+        snprintf(net->why_not, sizeof net->why_not, "%.*s", (int)r->length,
+                 (const char *)payload);
+        pthread_cond_broadcast(&net->changed);
+        pthread_mutex_unlock(&net->lock);
+        return 0;
+    case REMUS_REC_PING:
+        return 0;
+    case REMUS_REC_BYE:
+        return 1;
+    case REMUS_REC_ERROR:
+        return remus_fail(-EPROTO, "the primary says: %.*s", (int)r->length,
+                          (const char *)payload);
+    default:
+        return remus_fail(-EBADMSG, "record type %u from a primary", r->type);
+    }
+}
+
+/* Wait for bytes.  1: some came; 0: `ms` passed; <0: ended. */
+static int wait_input(struct remus_backup_net *net, int fd, uint32_t ms)
+{
+    struct pollfd p[2] = {{.fd = fd, .events = POLLIN},
+                          {.fd = net->wake, .events = POLLIN}};
+    int n = poll(p, 2, (int)ms);
+    if (n < 0)
+        return errno == EINTR ? 1
+                              : remus_fail(-errno, "poll: %s",
+                                           remus_errno_text(errno));
+    if (n == 0)
+        return 0;
+    if (p[1].revents)
+        return remus_fail(-ESHUTDOWN, "the backup process ends");
+    ssize_t got = remus_input_fill(&net->input, &net->link);
+    atomic_store(&net->last_rx_ns, net->b->io->now_ns(net->b->io));
+    return got < 0 ? (int)got : 1;
+}
+
+/* The first record, whole within loss_ms.  0 or -errno. */
+static int wait_hello(struct remus_backup_net *net, int fd,
+                      struct remus_record *r, const unsigned char **payload)
+{
+    const unsigned char *header;
+    uint64_t end = net->b->io->now_ns(net->b->io) + net->loss_ms * 1000000ull;
+    int rc;
+    while ((rc = remus_input_next(&net->input, r, &header, payload)) == 0) {
+        uint64_t now = net->b->io->now_ns(net->b->io);
+        rc = now < end
+                 ? wait_input(net, fd, (uint32_t)((end - now) / 1000000) + 1)
+                 : 0;
+        if (rc == 0)
+            return remus_fail(-ETIMEDOUT,
+                              net->input.end ? "began a hello and did not "
+                                               "end it in time"
+                                             : "a client connected and said "
+                                               "nothing");
+        if (rc < 0)
+            return rc;
+    }
+    if (rc < 0)
+        return rc;
+    return r->type == REMUS_REC_HELLO
+               ? 0
+               : remus_fail(-EBADMSG, "record type %u instead of a hello",
+                            r->type);
+}
+
+/* 0: go on; 1: what is here is not for this primary, and it was told so, or
+ * <0: it is refused; both with a text. */
+static int greet(struct remus_backup_net *net, int fd)
+{
+    remus_backup *b = net->b;
+    struct remus_record r;
+    const unsigned char *payload;
+    struct remus_hello hello;
+    struct remus_hello_reply reply;
+    int rc = wait_hello(net, fd, &r, &payload);
+    if (!rc)
+        rc = remus_hello_decode(payload, r.length, &hello);
+    if (!rc)
+        rc = remus_backup_session_begin(b, &hello, r.session, &reply);
+    if (rc)
+        return rc;
+    unsigned char out[REMUS_HELLO_REPLY_BYTES];
+    remus_hello_reply_encode(&reply, out);
+    struct remus_record answer = {.type = REMUS_REC_HELLO_REPLY,
+                                  .length = sizeof out,
+                                  .session = r.session};
+    rc = remus_backup_send(net, &answer, out);
+    if (rc || reply.content < REMUS_CONTENT_PROMOTED ||
+        reply.content == REMUS_CONTENT_FOREIGN)
+        return rc;
+    /* What is said no to has all that it needs. */
+    remus_fail(-EROFS, "backup of %s: %s: a primary was told so", b->resource,
+               reply.content == REMUS_CONTENT_PROMOTED
+                   ? "promoted"
+                   : "both sides went on from one checkpoint");
+    return 1;
+}
+
+static int converse(struct remus_backup_net *net, int fd)
+{
+    struct remus_record r;
+    const unsigned char *header, *payload;
+    for (;;) {
+        int rc;
+        while ((rc = remus_input_next(&net->input, &r, &header, &payload)) ==
+               1) {
+            rc = handle(net, &r, header, payload);
+            if (rc)
+                return rc < 0 ? rc : 0;
+        }
+        if (rc < 0)
+            return rc;
+        /* Longer than the primary's own patience: it decides first. */
+        rc = wait_input(net, fd, 3 * net->loss_ms);
+        if (rc == 0)
+            return remus_fail(-ETIMEDOUT, "nothing from the primary for %u "
+                                          "ms",
+                              3 * net->loss_ms);
+        if (rc < 0)
+            return rc;
+    }
+}
+
+static void set_connected(struct remus_backup_net *net, int connected)
+{
+    pthread_mutex_lock(&net->lock);
+    if (net->connected != connected) {
+        net->connected = connected;
+        net->link_changed_ns = net->b->io->now_ns(net->b->io);
+        net->answer = 0;
+        net->had_primary = 1;
+        pthread_cond_broadcast(&net->changed);
+    }
+    pthread_mutex_unlock(&net->lock);
+}
+
+static void keep_reason(remus_backup *b, const char *text)
+{
+    pthread_mutex_lock(&b->lock);
+    if (!b->failed)
+        snprintf(b->reason, sizeof b->reason, "%s", text);
+    pthread_mutex_unlock(&b->lock);
+}
+
+static void serve_one(struct remus_backup_net *net, int fd)
+{
+    remus_input_reset(&net->input);
+    remus_backup_send_to(net, &net->link);
+    int err = greet(net, fd);
+    if (err)
+        remus_backup_refused(net, &net->link,
+                             err > 0 ? REMUS_REFUSED_BUSY : REMUS_REFUSED_HELLO,
+                             remus_last_error());
+    else {
+        keep_reason(net->b, "");
+        set_connected(net, 1);
+        err = converse(net, fd);
+        remus_backup_session_end(net->b);
+    }
+    if (err < 0) {
+        char text[REMUS_REASON_MAX];
+        snprintf(text, sizeof text, "%s", remus_last_error());
+        remus_backup_send_error(net, text);
+        if (net->connected)
+            keep_reason(net->b, text);
+    }
+    remus_backup_send_to(net, NULL);
+    set_connected(net, 0);
+}
+
+void *remus_backup_session_main(void *arg)
+{
+    struct remus_backup_net *net = arg;
+    pthread_mutex_lock(&net->lock);
+    while (!net->stopping) {
+        if (net->conn < 0) {
+            pthread_cond_wait(&net->changed, &net->lock);
+            continue;
+        }
+        int fd = net->conn;
+        pthread_mutex_unlock(&net->lock);
+        serve_one(net, fd);
+        pthread_mutex_lock(&net->lock);
+        remus_conn_close(&net->link);
+        net->conn = -1;
+        pthread_cond_broadcast(&net->changed);
+    }
+    pthread_mutex_unlock(&net->lock);
+    return NULL;
+}
