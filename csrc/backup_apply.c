@@ -322,7 +322,11 @@ int remus_backup_adopt(remus_backup *b)
     s.last_epoch = b->last_epoch;
     s.next_number = b->next_number;
     pthread_mutex_unlock(&b->lock);
-    int err = todo ? remus_backup_store_super(b, &s) : 0;
+    /* What was compared with the primary's blocks may be in the page cache
+     * only, where the primary that ended here left it. */
+    int err = s.role != b->super.role ? remus_backup_sync_disks(b) : 0;
+    if (!err && todo)
+        err = remus_backup_store_super(b, &s);
     pthread_mutex_unlock(&b->apply_lock);
     return err;
 }
