@@ -37,11 +37,18 @@ uint64_t remus_backup_stable(const remus_backup *b)
     return b->ack == REMUS_ACK_DURABLE ? b->acked : b->super.applied;
 }
 
+int remus_backup_committed(const remus_backup *b)
+{
+    return b->super.role != REMUS_SUPER_SYNCED ||
+           b->committed > b->super.base;
+}
+
 int remus_backup_consistent(const remus_backup *b)
 {
     switch (b->super.role) {
     case REMUS_SUPER_SYNCED:
-        return b->committed > b->super.base;
+        /* An epoch on top of the copy is whole with it, committed or not. */
+        return b->prepared > b->super.base;
     case REMUS_SUPER_BACKUP:
     case REMUS_SUPER_PROMOTING:
     case REMUS_SUPER_PROMOTED:

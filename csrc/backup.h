@@ -37,8 +37,8 @@
 enum remus_backup_role {
     REMUS_SUPER_EMPTY = 0,     /* never had a primary: Inconsistent */
     REMUS_SUPER_COPYING = 1,   /* a copy writes to the disks: Inconsistent */
-    REMUS_SUPER_SYNCED = 2,    /* copied; consistent once an epoch > base is
-                                  committed */
+    REMUS_SUPER_SYNCED = 2,    /* copied; consistent at prepared epochs > base
+                                  only, until one of them is committed */
     REMUS_SUPER_BACKUP = 3,    /* consistent at `applied` and later ones */
     REMUS_SUPER_PROMOTING = 4, /* will be at `target`, nothing else */
     REMUS_SUPER_PROMOTED = 5,  /* is at `target`; never replays */
@@ -211,8 +211,10 @@ int remus_backup_open_io(const struct remus_backup_config *config,
 void remus_backup_free(remus_backup *b); /* memory only */
 /* Newest epoch that survives a power loss (lock held). */
 uint64_t remus_backup_stable(const remus_backup *b);
-/* Is there a checkpoint to promote to?  (lock held) */
+/* Is there a checkpoint to promote to, and if so, was one committed since
+ * the disks were copied?  (lock held) */
 int remus_backup_consistent(const remus_backup *b);
+int remus_backup_committed(const remus_backup *b);
 /* Seconds since 1970. */
 uint64_t remus_backup_now_s(const remus_backup *b);
 /* Keep the reason of a final failure (lock not held); returns err. */

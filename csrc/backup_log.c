@@ -163,10 +163,11 @@ static int check_session(remus_backup *b, const struct remus_hello *h)
         return remus_fail(-EINVAL,
                           "ack or commit_by differ between the sides: use "
                           "one resource file on both");
+    /* Nothing will be written, and its disks are not open. */
+    if (b->super.role == REMUS_SUPER_PROMOTED)
+        return 0;
     int err = check_volumes(b, h);
-    if (err || b->super.role == REMUS_SUPER_PROMOTED)
-        return err;
-    return check_lineage(b, h);
+    return err ? err : check_lineage(b, h);
 }
 
 /* Segments that only barriers and commits may use: room for as many of them

@@ -14,7 +14,9 @@ typedef unsigned long long ull;
 /* The checkpoints that can be had, in words (lock held). */
 static const char *choices(const remus_backup *b, char *buf, size_t cap)
 {
-    int n = snprintf(buf, cap, "%llu (committed)", (ull)b->committed);
+    int n = remus_backup_committed(b)
+                ? snprintf(buf, cap, "%llu (committed)", (ull)b->committed)
+                : snprintf(buf, cap, "none (committed)");
     size_t used = n > 0 ? (size_t)n : 0;
     for (size_t i = 0; i < b->epoch_count && used + 40 < cap; i++) {
         const struct remus_epoch *e = b->epochs[i];
@@ -38,7 +40,8 @@ static int same_tag(const struct remus_checkpoint *cp, const void *tag,
 static int find_tag(const remus_backup *b, const void *tag, size_t len,
                     uint64_t *m)
 {
-    unsigned int found = same_tag(&b->committed_cp, tag, len) ? 1 : 0;
+    unsigned int found = remus_backup_committed(b) &&
+                         same_tag(&b->committed_cp, tag, len);
     if (found)
         *m = b->committed;
     for (size_t i = 0; i < b->epoch_count; i++) {
@@ -61,7 +64,7 @@ static int find_tag(const remus_backup *b, const void *tag, size_t len,
 static int find_number(const remus_backup *b, uint64_t m)
 {
     char names[160];
-    if (m == b->committed)
+    if (m == b->committed && remus_backup_committed(b))
         return 0;
     for (size_t i = 0; i < b->epoch_count; i++)
         if (b->epochs[i]->number == m && m > b->committed)
@@ -82,6 +85,19 @@ static uint64_t default_checkpoint(const remus_backup *b)
         return e->cp.flags & REMUS_CP_IOCTL ? e->number : b->committed;
     }
     return b->committed;
+}
+
+/* A copy that no commit followed is none (lock held). */
+static int check_committed(const remus_backup *b, uint64_t m)
+{
+    char names[160];
+    if (m != b->committed || remus_backup_committed(b))
+        return 0;
+    return remus_fail(-EINVAL,
+                      "promote: since the disks were copied none is "
+                      "committed: name one of those that are prepared; "
+                      "checkpoints are %s",
+                      choices(b, names, sizeof names));
 }
 
 /* After a promote began there is one checkpoint (lock held). */
@@ -122,6 +138,7 @@ static int check_fresh(const remus_backup *b, uint64_t m)
 static int find_target(remus_backup *b, int by, uint64_t epoch,
                        const void *tag, size_t len, uint64_t *m)
 {
+    int err;
     if (remus_super_promoted(&b->super))
         return find_fixed(b, by, epoch, tag, len, m);
     if (b->failed)
@@ -141,7 +158,8 @@ static int find_target(remus_backup *b, int by, uint64_t epoch,
     switch (by) {
     case REMUS_PROMOTE_DEFAULT:
         *m = default_checkpoint(b);
-        return check_fresh(b, *m);
+        err = check_committed(b, *m);
+        return err ? err : check_fresh(b, *m);
     case REMUS_PROMOTE_EPOCH:
         *m = epoch;
         return find_number(b, epoch);
@@ -343,7 +361,8 @@ int remus_backup_checkpoints(remus_backup *b, struct remus_checkpoint *out,
     if (remus_super_promoted(&b->super)) {
         list_one(out, cap, &n, &b->super.cp, REMUS_CP_COMMITTED);
     } else if (!b->copying && remus_backup_consistent(b)) {
-        list_one(out, cap, &n, &b->committed_cp, REMUS_CP_COMMITTED);
+        if (remus_backup_committed(b))
+            list_one(out, cap, &n, &b->committed_cp, REMUS_CP_COMMITTED);
         for (size_t i = 0; i < b->epoch_count; i++)
             if (b->epochs[i]->number > b->committed)
                 list_one(out, cap, &n, &b->epochs[i]->cp, 0);

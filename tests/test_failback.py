@@ -155,6 +155,30 @@ def test_until_it_is_committed_the_old_disks_stay_whole(hosts):
     assert hosts.data("a") == before
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_the_first_acked_checkpoint_can_be_failed_over_to(hosts, named):
+    """Before its commit: an ack that nobody could use would be none."""
+    a, b, _ = promoted_b(hosts)
+    a.close()
+    b.close()
+    back = hosts.backup("a")
+    new = hosts.primary("b", wait=False, grace_ms=3_600_000)
+    new.session_begin()
+    epoch = next_checkpoint(new, "first")
+    at_first = hosts.data("b")
+    assert new.status().state is State.PROTECTED
+    assert back.status().state is State.PROTECTED
+    new.pwrite(0, b"and then it died", 0)
+    new.close()
+    assert [(cp.epoch, cp.committed) for cp in back.checkpoints()] == [(epoch, False)]
+    with pytest.raises(StateError, match=f"none is committed.*{epoch}"):
+        back.promote()
+    back.close()
+    back = hosts.backup("a")  # a new process knows it, too
+    assert (back.promote(epoch) if named else back.promote(tag="first")) == epoch
+    assert hosts.data("a") == at_first
+
+
 def test_there_and_back_again(hosts):
     """Roles turn round ten times; each side ends with the same bytes."""
     model = bytearray(hosts.size)
@@ -193,6 +217,23 @@ def test_a_side_has_one_role_at_a_time(hosts):
     again.close()
     with pytest.raises(StateError, match="this side is the backup"):
         hosts.primary("b", wait=False)
+
+
+def test_a_promoted_side_that_restarts_still_fences(hosts):
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    checkpoint(a)
+    b.close()
+    until(lambda: not a.status().connected)
+    b = hosts.backup("b", serve=False)
+    b.promote()
+    b.close()
+    promoted = hosts.data("b")
+    hosts.backup("b")
+    until(lambda: a.status().state is State.FENCED)
+    with pytest.raises(StateError, match="Fenced"):
+        a.pwrite(0, b"x", 0)
+    assert hosts.data("b") == promoted
 
 
 def test_a_fenced_primary_stays_fenced(hosts):
