@@ -7,6 +7,8 @@
  *   IDLE     no barrier outstanding
  *   SENT     a barrier is outstanding
  *   LATE     node only: and a wait for it gave up; a new barrier may follow
+ *   LEFT     kernel only: nobody will wait for it, and with its "barrier
+ *            queued" flag still there no barrier can follow; as STALE
  *   ACKED    the newest barrier is safe and may be committed
  *   LOST     node only: the newest barrier is lost; a new one may follow
  *   STALE    kernel only: a wait failed; the driver still holds its "barrier
@@ -15,7 +17,7 @@
  * postsuspend: IDLE, LATE, ACKED, LOST -> SENT.  preresume: SENT, LATE ->
  * ACKED; stays SENT (kernel) or becomes LATE (node) on a timeout; becomes
  * STALE (kernel) or LOST (node) on a loss, and says so until the next
- * barrier.
+ * barrier.  abandon: SENT -> LEFT (kernel) or LATE (node).
  */
 #include "drbd.h"
 
@@ -40,7 +42,7 @@
 #define AT_ONCE_NS 5000000u /* an EPROTO faster than this is a real loss */
 #define CANCEL_TRIES 100    /* one each millisecond */
 
-enum drbd_state { IDLE, SENT, LATE, ACKED, LOST, STALE };
+enum drbd_state { IDLE, SENT, LATE, LEFT, ACKED, LOST, STALE };
 
 struct remus_drbd {
     char *path;            /* constant */
@@ -54,6 +56,7 @@ struct remus_drbd {
     int lost;              /* lock: STALE by a loss, not by -ENOMEM */
     int cancel_signal;     /* lock: 0 none */
     int waiting;           /* lock: a preresume is in the kernel */
+    uint64_t waits;        /* lock: its number */
     pid_t waiter;          /* lock: its thread, while `waiting` */
     _Atomic int cancel;    /* that preresume shall end */
 };
@@ -191,12 +194,14 @@ int remus_drbd_postsuspend(remus_drbd *dev, uint64_t tag)
                         "device %s: postsuspend: a barrier is outstanding: "
                         "preresume comes first",
                         dev->path);
-    } else if (dev->state == STALE) {
+    } else if (dev->state == STALE || dev->state == LEFT) {
         rc = remus_fail(-ESTALE,
-                        "device %s: postsuspend: a wait failed before, and "
-                        "the driver would only pretend to send: reconnect "
-                        "the resource and open it again",
-                        dev->path);
+                        "device %s: postsuspend: %s before, and the driver "
+                        "would only pretend to send: reconnect the resource "
+                        "and open it again",
+                        dev->path,
+                        dev->state == STALE ? "a wait failed"
+                                            : "a barrier was not waited for");
     } else {
         rc = send_barrier(dev, tag);
         if (rc < 0) {
@@ -300,6 +305,10 @@ static int may_wait(remus_drbd *dev)
                           dev->path);
     if (dev->state == LOST || (dev->state == STALE && dev->lost))
         return ioctl_error(dev, "preresume (ioctl 30)", -EPROTO);
+    if (dev->state == LEFT)
+        return remus_fail(-ESTALE,
+                          "device %s: preresume: its barrier was given up",
+                          dev->path);
     return dev->state == SENT || dev->state == LATE;
 }
 
@@ -313,6 +322,7 @@ int remus_drbd_preresume_until(remus_drbd *dev, int64_t timeout_ms,
         return rc;
     }
     dev->waiting = 1;
+    dev->waits++;
     int cancel_signal = dev->cancel_signal;
     atomic_store(&dev->cancel, cancel ? atomic_load(cancel) : 0);
     if (cancel_signal)
@@ -353,10 +363,20 @@ static int nudge(remus_drbd *dev)
     return again;
 }
 
-int remus_drbd_cancel(remus_drbd *dev)
+/* Is a thread still in the wait of this number? */
+static int in_wait(remus_drbd *dev, uint64_t number)
 {
     pthread_mutex_lock(&dev->lock);
-    int waiting = dev->waiting;
+    int waiting = dev->waiting && dev->waits == number;
+    pthread_mutex_unlock(&dev->lock);
+    return waiting;
+}
+
+int remus_drbd_cancel_if(remus_drbd *dev, const _Atomic int *only_if)
+{
+    pthread_mutex_lock(&dev->lock);
+    int waiting = dev->waiting && (!only_if || atomic_load(only_if));
+    uint64_t number = dev->waits;
     if (waiting)
         atomic_store(&dev->cancel, 1);
     pthread_mutex_unlock(&dev->lock);
@@ -365,7 +385,7 @@ int remus_drbd_cancel(remus_drbd *dev)
     for (int i = 0; waiting && i < CANCEL_TRIES; i++) {
         if (!nudge(dev))
             break;
-        waiting = remus_drbd_waiting(dev);
+        waiting = in_wait(dev, number);
         if (waiting)
             nanosleep(&(struct timespec){0, 1000000}, NULL);
     }
@@ -374,6 +394,11 @@ int remus_drbd_cancel(remus_drbd *dev)
                                 "driver, which ends it by its own limit",
                                 dev->path)
                    : 0;
+}
+
+int remus_drbd_cancel(remus_drbd *dev)
+{
+    return remus_drbd_cancel_if(dev, NULL);
 }
 
 int remus_drbd_cancel_signal(remus_drbd *dev, int signal)
@@ -399,14 +424,6 @@ int remus_drbd_cancel_signal(remus_drbd *dev, int signal)
     return rc;
 }
 
-int remus_drbd_waiting(remus_drbd *dev)
-{
-    pthread_mutex_lock(&dev->lock);
-    int waiting = dev->waiting;
-    pthread_mutex_unlock(&dev->lock);
-    return waiting;
-}
-
 uint64_t remus_drbd_barriers(remus_drbd *dev, int *empty)
 {
     pthread_mutex_lock(&dev->lock);
@@ -415,6 +432,22 @@ uint64_t remus_drbd_barriers(remus_drbd *dev, int *empty)
         *empty = dev->empty;
     pthread_mutex_unlock(&dev->lock);
     return barriers;
+}
+
+int remus_drbd_owes(remus_drbd *dev)
+{
+    pthread_mutex_lock(&dev->lock);
+    int owes = !dev->is_node && (dev->waiting || dev->state == SENT);
+    pthread_mutex_unlock(&dev->lock);
+    return owes;
+}
+
+void remus_drbd_abandon(remus_drbd *dev)
+{
+    pthread_mutex_lock(&dev->lock);
+    if (dev->state == SENT)
+        dev->state = dev->is_node ? LATE : LEFT;
+    pthread_mutex_unlock(&dev->lock);
 }
 
 int remus_drbd_commit(remus_drbd *dev)

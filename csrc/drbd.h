@@ -25,7 +25,15 @@ void remus_drbd_hold(remus_drbd *dev);
 int remus_drbd_preresume_until(remus_drbd *dev, int64_t timeout_ms,
                                const _Atomic int *cancel);
 
-/* 1 while a thread waits in remus_drbd_preresume(). */
-int remus_drbd_waiting(remus_drbd *dev);
+/* remus_drbd_cancel(), unless *only_if (may be NULL) is 0: the wait that it
+ * meant is over then. */
+int remus_drbd_cancel_if(remus_drbd *dev, const _Atomic int *only_if);
+
+/* 1: its driver would not send a barrier, because the one before can still
+ * be waited for. */
+int remus_drbd_owes(remus_drbd *dev);
+
+/* Nobody will wait for the newest barrier. */
+void remus_drbd_abandon(remus_drbd *dev);
 
 #endif

@@ -69,6 +69,7 @@ int remus_group_open(const char *name, remus_group **out)
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_mutex_init(&g->lock, NULL);
     pthread_cond_init(&g->work, &attr);
+    pthread_cond_init(&g->nudge, &attr);
     pthread_cond_init(&g->done, &attr);
     pthread_condattr_destroy(&attr);
     *out = g;
@@ -144,17 +145,18 @@ int remus_group_add_device(remus_group *g, const char *name,
     return err;
 }
 
-/* lock held */
-static int make_threads(remus_group *g, unsigned int wanted)
+/* `wanted` threads more (lock held). */
+static int make_threads(remus_group *g, unsigned int wanted,
+                        void *(*work)(void *))
 {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int err = 0;
-    while (!err && g->threads < wanted) {
+    for (unsigned int i = 0; !err && i < wanted; i++) {
         struct remus_group_thread *t = &g->thread[g->threads];
         t->group = g;
-        err = pthread_create(&t->id, NULL, remus_group_thread_main, t);
+        err = pthread_create(&t->id, NULL, work, t);
         if (!err) {
             g->threads++;
             remus_group_hold(g);
@@ -169,11 +171,12 @@ static int make_threads(remus_group *g, unsigned int wanted)
 int remus_group_start(remus_group *g, int begins)
 {
     pthread_mutex_lock(&g->lock);
-    unsigned int calls = 0, all = 0;
+    unsigned int calls = 0, all = 0, nudged = 0;
     for (unsigned int i = 0; i < g->count; i++) {
         int waits = remus_group_waits(&g->devices[i]);
         all += waits != 0;
         calls += waits && g->devices[i].kind != REMUS_KIND_PRIMARY;
+        nudged |= remus_group_nudged(&g->devices[i]) != 0;
     }
     /* The caller takes one itself: a primary if there is one. */
     if (!begins && calls && calls == all)
@@ -185,7 +188,9 @@ int remus_group_start(remus_group *g, int begins)
     else
         err = remus_group_make_stats(g);
     if (!err)
-        err = make_threads(g, calls);
+        err = make_threads(g, calls, remus_group_thread_main);
+    if (!err)
+        err = make_threads(g, nudged, remus_group_nudger_main);
     g->begins = begins;
     if (!err)
         g->state = REMUS_GROUP_READY;
@@ -210,6 +215,11 @@ int remus_group_own(const struct remus_group_device *d, int phase, int rc)
     return rc >= 0 ? rc
                    : remus_fail(rc, "device %s: %s: %s", d->r.name,
                                 phase_names[phase], remus_errno_text(rc));
+}
+
+int remus_group_none(int phase)
+{
+    return remus_fail(-EBADFD, "%s without a group", phase_names[phase]);
 }
 
 int remus_group_may(remus_group *g, int phase, unsigned int states)
@@ -261,6 +271,7 @@ void remus_group_drop(remus_group *g)
     close(g->fd);
     pthread_mutex_destroy(&g->lock);
     pthread_cond_destroy(&g->work);
+    pthread_cond_destroy(&g->nudge);
     pthread_cond_destroy(&g->done);
     free(g->devices);
     free(g);
@@ -333,14 +344,39 @@ static void sent(struct remus_group_device *d, int rc, uint64_t epoch,
         d->acked = epoch;
 }
 
+/*
+ * Refuse a barrier as long as the one before may be waited for: by then it
+ * is preresume's turn, and nothing must have been sent to any device.  In
+ * FAILED it can't be waited for any more (lock held).
+ */
+static int may_send(remus_group *g)
+{
+    int err = remus_group_may(g, REMUS_PHASE_POSTSUSPEND,
+                              STATE(READY) | STATE(FAILED) | STATE(UNKNOWN));
+    for (unsigned int i = 0; !err && i < g->count; i++) {
+        struct remus_group_device *d = &g->devices[i];
+        if (d->kind == REMUS_KIND_DRBD && g->state == REMUS_GROUP_FAILED)
+            remus_drbd_abandon(d->drbd);
+        if (d->wait != REMUS_WAIT_IDLE ||
+            (d->kind == REMUS_KIND_DRBD && remus_drbd_owes(d->drbd)))
+            err = remus_fail(-EBADFD,
+                             "group %s: device %s: postsuspend: its barrier "
+                             "before can still be waited for: preresume "
+                             "comes first",
+                             g->name, d->r.name);
+    }
+    return err;
+}
+
 int remus_group_postsuspend(remus_group *g, const void *tag, size_t tag_len)
 {
+    if (!g)
+        return remus_group_none(REMUS_PHASE_POSTSUSPEND);
     if (tag_len > REMUS_TAG_MAX)
         return remus_fail(-EINVAL, "group %s: a tag of %zu bytes; at most %d",
                           g->name, tag_len, REMUS_TAG_MAX);
     pthread_mutex_lock(&g->lock);
-    int rc = remus_group_may(g, REMUS_PHASE_POSTSUSPEND,
-                             STATE(READY) | STATE(FAILED) | STATE(UNKNOWN));
+    int rc = may_send(g);
     if (rc) {
         pthread_mutex_unlock(&g->lock);
         return rc;
@@ -352,17 +388,10 @@ int remus_group_postsuspend(remus_group *g, const void *tag, size_t tag_len)
     uint64_t now = g->start_ns = remus_group_now();
     for (unsigned int i = 0; i < g->count; i++) {
         struct remus_group_device *d = &g->devices[i];
-        int busy = d->wait != REMUS_WAIT_IDLE;
         d->start_ns = now;
         d->failed = 0;
         pthread_mutex_unlock(&g->lock);
-        int answer =
-            busy ? remus_fail(-EBUSY,
-                              "device %s: postsuspend: the wait for its "
-                              "barrier before is still under way: preresume "
-                              "comes first",
-                              d->r.name)
-                 : send_barrier(d, tag, tag_len, &g->epochs[i]);
+        int answer = send_barrier(d, tag, tag_len, &g->epochs[i]);
         now = remus_group_now();
         if (answer < 0)
             g->epochs[i] = 0;
@@ -437,6 +466,8 @@ static int may_commit(remus_group *g)
 
 int remus_group_commit(remus_group *g)
 {
+    if (!g)
+        return remus_group_none(REMUS_PHASE_COMMIT);
     pthread_mutex_lock(&g->lock);
     int rc = may_commit(g);
     if (rc) {
@@ -498,7 +529,7 @@ int remus_group_fd(remus_group *g)
 static int in_use(const remus_group *g)
 {
     if (g->running == REMUS_PHASE_POSTSUSPEND ||
-        g->running == REMUS_PHASE_COMMIT)
+        g->running == REMUS_PHASE_COMMIT || g->concluding || g->cancelling)
         return 1;
     for (unsigned int i = 0; i < g->count; i++) {
         const struct remus_group_device *d = &g->devices[i];
@@ -535,8 +566,10 @@ void remus_group_stop(remus_group *g)
         remus_group_cancel(g);
     pthread_mutex_lock(&g->lock);
     while (in_use(g))
-        pthread_cond_wait(&g->done, &g->lock);
-    int busy[REMUS_GROUP_MAX];
+        remus_group_watch(g);
+    g->quit = 2;
+    pthread_cond_signal(&g->nudge);
+    int busy[REMUS_GROUP_MAX + 1];
     for (unsigned int i = 0; i < g->threads; i++)
         busy[i] = g->thread[i].busy;
     unsigned int threads = first ? g->threads : 0;

@@ -2,7 +2,8 @@
 /*
  * A group, inside.
  *   group.c        open, start, stop; the phases and their order
- *   group_wait.c   waiting: who waits for which device, cancel, deadline
+ *   group_wait.c   waiting: who waits for which device, deadline
+ *   group_cancel.c the end of a wait from outside
  *   group_stats.c  statistics of the epochs
  *
  * Locks: group.lock guards what is marked so.  It may be taken with a
@@ -52,6 +53,7 @@ struct remus_group_device {
     int by_caller;                /* INSIDE: the caller of preresume itself */
     int adopted;                  /* that wait began in an earlier preresume */
     int counted;                  /* its answer is waited for now */
+    int nudge;                    /* the nudger shall end its wait */
     int pending;                  /* barrier sent, no ack known */
     int64_t timeout_ms;           /* of the wait under way */
     uint64_t acked;               /* newest epoch that is safe; 0 none */
@@ -81,14 +83,21 @@ struct remus_group {
 
     pthread_mutex_t lock;
     pthread_cond_t work;                /* the queue is not empty, or quit */
-    pthread_cond_t done;                /* a device answered; a phase ended */
+    pthread_cond_t nudge;               /* a device's `nudge` is set, or quit */
+    pthread_cond_t done;                /* the last device answered, a phase
+                                           ended; each answer, if `watchers` */
     /* All: lock. */
     int refs;                           /* the last one frees */
     enum remus_group_state state;
     enum remus_phase running;           /* a phase under way, or NONE */
     int begins;                         /* it has the threads for begin */
     int begun;                          /* ... is a begun preresume */
-    int quit;                           /* threads shall end */
+    int concluding;                     /* ... and at its end */
+    int cancelling;                     /* threads in cancel: each counts as
+                                           one that is outstanding */
+    int watchers;                       /* threads that wait for an answer */
+    int quit;                           /* 1 the threads shall end, 2 the
+                                           nudger, too */
     uint64_t number;                    /* of the newest epoch, from 1 */
     uint64_t complete;                  /* newest one safe on all; 0 none */
     uint64_t measured;                  /* oldest number without extents */
@@ -101,7 +110,7 @@ struct remus_group {
     unsigned int queue[REMUS_GROUP_MAX]; /* indices of QUEUED devices */
     unsigned int queued;                /* how many; the newest is last */
     unsigned int threads;
-    struct remus_group_thread thread[REMUS_GROUP_MAX];
+    struct remus_group_thread thread[REMUS_GROUP_MAX + 1];
 };
 
 /* group.c */
@@ -111,6 +120,8 @@ uint64_t remus_group_now(void);
 void remus_group_failed(struct remus_group_device *d, int phase, int error);
 /* The result of a device of somebody's own, with words of ours. */
 int remus_group_own(const struct remus_group_device *d, int phase, int rc);
+/* The error of a phase without a handle. */
+int remus_group_none(int phase);
 /* May this phase run now?  0, -EBADFD or -EINPROGRESS (lock held). */
 int remus_group_may(remus_group *g, int phase, unsigned int states);
 void remus_group_hold(remus_group *g); /* lock held */
@@ -128,5 +139,17 @@ void remus_group_add_sample(remus_group *g);
 /* Does somebody wait for the device, or could it be waited for? */
 int remus_group_waits(const struct remus_group_device *d);
 void *remus_group_thread_main(void *arg);
+/* One less to wait for; with a device, this one (lock held). */
+void remus_group_one_less(remus_group *g);
+void remus_group_uncount(remus_group *g, struct remus_group_device *d);
+/* Take a QUEUED device out of the queue (lock held). */
+void remus_group_unqueue(remus_group *g, struct remus_group_device *d);
+/* Wait for an answer, or the end of a cancel, whatever it is (lock held). */
+void remus_group_watch(remus_group *g);
+
+/* group_cancel.c */
+/* Does a wait for this device end by a call that may hang itself? */
+int remus_group_nudged(const struct remus_group_device *d);
+void *remus_group_nudger_main(void *arg);
 
 #endif

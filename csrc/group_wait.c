@@ -50,6 +50,13 @@ static int wait_done(remus_group *g)
     return pthread_cond_timedwait(&g->done, &g->lock, &until) != ETIMEDOUT;
 }
 
+void remus_group_watch(remus_group *g)
+{
+    g->watchers++;
+    pthread_cond_wait(&g->done, &g->lock);
+    g->watchers--;
+}
+
 /* ---- answers ------------------------------------------------------------- */
 
 static void push(remus_group *g, struct remus_group_device *d)
@@ -58,29 +65,39 @@ static void push(remus_group *g, struct remus_group_device *d)
     g->queue[g->queued++] = (unsigned int)(d - g->devices);
 }
 
-/* The oldest of the queue that is still wanted, or NULL (lock held). */
-static struct remus_group_device *pop(remus_group *g)
+void remus_group_unqueue(remus_group *g, struct remus_group_device *d)
 {
-    while (g->queued) {
-        struct remus_group_device *d = &g->devices[g->queue[0]];
-        g->queued--;
-        for (unsigned int i = 0; i < g->queued; i++)
-            g->queue[i] = g->queue[i + 1];
-        if (d->wait == REMUS_WAIT_QUEUED)
-            return d;
-    }
-    return NULL;
+    unsigned int kept = 0;
+    for (unsigned int i = 0; i < g->queued; i++)
+        if (&g->devices[g->queue[i]] != d)
+            g->queue[kept++] = g->queue[i];
+    g->queued = kept;
+    d->wait = REMUS_WAIT_IDLE;
 }
 
-/* One device less to wait for (lock held). */
-static void uncount(remus_group *g, struct remus_group_device *d)
+/* The oldest of the queue, or NULL (lock held). */
+static struct remus_group_device *pop(remus_group *g)
 {
-    d->counted = 0;
+    if (!g->queued)
+        return NULL;
+    struct remus_group_device *d = &g->devices[g->queue[0]];
+    remus_group_unqueue(g, d);
+    return d;
+}
+
+void remus_group_one_less(remus_group *g)
+{
     if (--g->outstanding == 0 && g->begun) {
         uint64_t one = 1;
         ssize_t n = write(g->fd, &one, sizeof one);
         (void)n; /* an eventfd takes 2^64-2 of them */
     }
+}
+
+void remus_group_uncount(remus_group *g, struct remus_group_device *d)
+{
+    d->counted = 0;
+    remus_group_one_less(g);
 }
 
 /*
@@ -113,10 +130,11 @@ static void settle(remus_group *g, struct remus_group_device *d, int rc)
         d->r.error = 0;
         if (rc < 0)
             remus_group_failed(d, REMUS_PHASE_PRERESUME, rc);
-        uncount(g, d);
+        remus_group_uncount(g, d);
     }
-    /* The caller needs no word from itself. */
-    if (!by_caller)
+    /* The caller needs no word from itself, and from others only the last:
+     * that is one wake-up, however many devices there are. */
+    if (g->watchers || (!by_caller && !g->outstanding))
         pthread_cond_broadcast(&g->done);
 }
 
@@ -275,7 +293,7 @@ static void give_up(remus_group *g)
             pthread_mutex_lock(&g->lock);
             /* If its answer was on the way it is here in a moment. */
             while (d->wait == REMUS_WAIT_PARKED)
-                pthread_cond_wait(&g->done, &g->lock);
+                remus_group_watch(g);
             continue;
         }
         remus_fail(-ETIMEDOUT,
@@ -284,16 +302,17 @@ static void give_up(remus_group *g)
                    d->r.name, (long long)g->timeout_ms);
         remus_group_failed(d, REMUS_PHASE_PRERESUME, -ETIMEDOUT);
         if (d->wait == REMUS_WAIT_QUEUED)
-            d->wait = REMUS_WAIT_IDLE;
-        uncount(g, d);
+            remus_group_unqueue(g, d);
+        remus_group_uncount(g, d);
     }
-    /* Nobody counts any more, so nobody in the queue is wanted. */
-    g->queued = 0;
 }
 
 /* The result of a wait that is over (lock held). */
 static int conclude(remus_group *g)
 {
+    g->concluding = 1;
+    while (g->cancelling)
+        remus_group_watch(g);
     if (g->outstanding)
         give_up(g);
     int rc = remus_group_first_error(g, REMUS_PHASE_PRERESUME);
@@ -312,7 +331,7 @@ static int conclude(remus_group *g)
     }
     g->state = rc ? REMUS_GROUP_UNKNOWN : REMUS_GROUP_READY;
     g->running = REMUS_PHASE_NONE;
-    g->begun = 0;
+    g->begun = g->concluding = 0;
     pthread_cond_broadcast(&g->done);
     return rc;
 }
@@ -327,7 +346,8 @@ static void wait_all(remus_group *g, struct remus_group_device *mine)
     while (mine) {
         mine->by_caller = 1;
         run(g, mine);
-        mine = pop(g);
+        /* Late, it leaves the rest to give_up(). */
+        mine = remus_group_now() < g->deadline ? pop(g) : NULL;
     }
     while (g->outstanding)
         if (!wait_done(g))
@@ -336,6 +356,8 @@ static void wait_all(remus_group *g, struct remus_group_device *mine)
 
 int remus_group_preresume(remus_group *g, int64_t timeout_ms)
 {
+    if (!g)
+        return remus_group_none(REMUS_PHASE_PRERESUME);
     pthread_mutex_lock(&g->lock);
     int rc = begin(g, timeout_ms, 0);
     if (!rc) {
@@ -375,11 +397,7 @@ int remus_group_preresume_begin(remus_group *g, int64_t timeout_ms)
         ask_all(g);
         if (g->queued)
             pthread_cond_signal(&g->work);
-        if (--g->outstanding == 0) {
-            uint64_t one = 1;
-            ssize_t n = write(g->fd, &one, sizeof one);
-            (void)n;
-        }
+        remus_group_one_less(g);
     }
     pthread_mutex_unlock(&g->lock);
     return rc;
@@ -393,70 +411,15 @@ int remus_group_preresume_finish(remus_group *g)
         rc = remus_fail(-EBADFD,
                         "group %s: finish without a begun preresume",
                         g->name);
-    else if (g->outstanding && remus_group_now() < g->deadline)
+    else if (g->concluding)
+        rc = remus_fail(-EINPROGRESS,
+                        "group %s: finish while another call finishes it",
+                        g->name);
+    else if (g->cancelling || /* its end makes the descriptor readable */
+             (g->outstanding && remus_group_now() < g->deadline))
         rc = -EAGAIN;
     else
         rc = conclude(g);
     pthread_mutex_unlock(&g->lock);
     return rc;
-}
-
-/* ---- cancel -------------------------------------------------------------- */
-
-/* A device that does not answer itself counts as cancelled (lock held). */
-static void cancelled(remus_group *g, struct remus_group_device *d)
-{
-    remus_fail(-ECANCELED,
-               "device %s: preresume: cancelled; the ack may still come: "
-               "wait again",
-               d->r.name);
-    remus_group_failed(d, REMUS_PHASE_PRERESUME, -ECANCELED);
-    uncount(g, d);
-}
-
-/* lock held, given up meanwhile */
-static void cancel_inside(remus_group *g, struct remus_group_device *d)
-{
-    pthread_mutex_unlock(&g->lock);
-    if (d->kind == REMUS_KIND_PRIMARY)
-        remus_primary_wait_kick(d->primary);
-    else if (d->kind == REMUS_KIND_DRBD)
-        remus_drbd_cancel(d->drbd);
-    else if (d->ops.cancel)
-        d->ops.cancel(d->opaque);
-    pthread_mutex_lock(&g->lock);
-    /* In a thread of ours it may stay there; the caller must come itself. */
-    if (d->counted && d->wait == REMUS_WAIT_INSIDE && !d->by_caller)
-        cancelled(g, d);
-}
-
-int remus_group_cancel(remus_group *g)
-{
-    pthread_mutex_lock(&g->lock);
-    if (g->running != REMUS_PHASE_PRERESUME) {
-        pthread_mutex_unlock(&g->lock);
-        return 1;
-    }
-    remus_group_hold(g);
-    atomic_store(&g->cancel, 1);
-    for (unsigned int i = 0; i < g->count; i++) {
-        struct remus_group_device *d = &g->devices[i];
-        if (!d->counted)
-            continue;
-        if (d->wait == REMUS_WAIT_QUEUED) {
-            d->wait = REMUS_WAIT_IDLE;
-            cancelled(g, d);
-        } else if (d->wait == REMUS_WAIT_PARKED) {
-            pthread_mutex_unlock(&g->lock);
-            remus_primary_wait_cancel(d->primary, d, -ECANCELED);
-            pthread_mutex_lock(&g->lock);
-        } else if (d->wait == REMUS_WAIT_INSIDE) {
-            cancel_inside(g, d);
-        }
-    }
-    g->queued = 0;
-    pthread_cond_broadcast(&g->done);
-    pthread_mutex_unlock(&g->lock);
-    remus_group_drop(g);
-    return 0;
 }

@@ -1020,7 +1020,12 @@ REMUS_API int remus_group_start(remus_group *g, int begins);
  * Close the epoch on every device.  Never blocks on a disk or the network.
  * `tag`: NULL/0, or up to REMUS_TAG_MAX bytes; for a DRBD device the text of
  * a number from 1 to 2^63-1.  If one fails, the epoch can't be waited for:
- * postsuspend again.
+ * postsuspend again.  A kernel's DRBD device that had its barrier by then
+ * answers -ESTALE until it was reconnected and opened again.
+ *
+ * After a preresume that failed it is refused, like a phase out of order,
+ * while the barrier before can still be waited for: a call is still inside a
+ * driver, or a kernel's DRBD device has no ack.
  */
 REMUS_API int remus_group_postsuspend(remus_group *g, const void *tag,
                                       size_t tag_len);
@@ -1051,16 +1056,18 @@ REMUS_API int remus_group_preresume_finish(remus_group *g);
  * Say on every device that the newest epoch that was safe on all of them is
  * complete.  Never blocks.  Idempotent.  Refused (-EBADFD) while a device
  * that can't name an epoch (DRBD, one of your own) has acked one that another
- * has not.
+ * has not.  The phases without a group (NULL): -EBADFD.
  */
 REMUS_API int remus_group_commit(remus_group *g);
 
 /*
  * End the wait under way, in another thread or begun: devices without an ack
  * answer -ECANCELED, and preresume may be called again.  Safe from any
- * thread.  Prompt: it blocks at most 0.1 s a DRBD device; only a caller that
- * is itself inside the kernel's driver stays there until the driver's limit
- * or the signal of remus_drbd_cancel_signal().  0; 1 nothing was under way.
+ * thread.  Prompt: it blocks at most 0.1 s, also if the process that serves
+ * a node hangs, and as long as cancel of a device of your own does; only a
+ * caller that is itself inside the kernel's driver, or in a node that hangs,
+ * stays there until the driver's limit or the signal of
+ * remus_drbd_cancel_signal().  0; 1 nothing was under way.
  */
 REMUS_API int remus_group_cancel(remus_group *g);
 
@@ -1081,7 +1088,8 @@ REMUS_API const uint64_t *remus_group_epochs(remus_group *g);
  * device whose wait is still inside the kernel's driver is kept open by the
  * thread in it, which ends by itself.  Later calls answer -EBADFD.  Blocks
  * as remus_group_cancel() does, and until preresume of a device of your own
- * has heard its cancel.  Any thread; idempotent.
+ * has heard its cancel.  Any thread, but not from a device's own phase;
+ * idempotent.
  */
 REMUS_API void remus_group_stop(remus_group *g);
 

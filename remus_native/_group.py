@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -66,7 +67,7 @@ def remus_py_postsuspend(opaque: Any, tag: Any, tag_len: int, epoch: Any) -> int
     own: _Own = ffi.from_handle(opaque)
     own.number = own.error = None
     try:
-        own.number = own.post(own.group.tag)  # type: ignore[misc]
+        own.number = own.post(own.group.here.tag)  # type: ignore[misc]
     except BaseException as error:
         return own.failed(error)
     own.count += 1
@@ -79,7 +80,7 @@ def remus_py_preresume(opaque: Any, epoch: int, timeout_ms: int) -> int:
     own: _Own = ffi.from_handle(opaque)
     own.error = None
     try:
-        own.pre(own.group.timeout_s)  # type: ignore[misc]
+        own.pre(None if timeout_ms < 0 else timeout_ms / 1000)  # type: ignore[misc]
     except BaseException as error:
         return own.failed(error)
     return 0
@@ -117,8 +118,9 @@ class DeviceGroup(Handle):
         self.raw = ffi.gc(out[0], lib.remus_group_close)
         super().__init__()
         self._what = f"group {name}"
-        self.tag: Any = None  # of the postsuspend under way
-        self.timeout_s: float | None = None  # of the preresume under way
+        # The tag of the postsuspend that this thread is in: another thread's
+        # call, which is refused, must not change it.
+        self.here = threading.local()
         self.why_stopped: str | None = None
         self._members: list[tuple[Any, _Own | None]] = []
         self._barriers: list[int] = []  # indices of those with a postsuspend
@@ -151,7 +153,7 @@ class DeviceGroup(Handle):
         self._count = len(self._members)
         self._results = ffi.new("struct remus_device_result[]", max(1, self._count))
         self._epochs = lib.remus_group_epochs(self.raw)
-        self._native = all(own is None for _, own in self._members)
+        self.native = all(own is None for _, own in self._members)
 
     @property
     def replicas_only(self) -> bool:
@@ -192,11 +194,12 @@ class DeviceGroup(Handle):
 
     def numbers(self, *, failed: bool = False) -> tuple[int | None, ...]:
         """Each barrier's number, in the order of the devices."""
-        if self._native and not failed:
+        if self.native and not failed:
             return tuple(ffi.unpack(self._epochs, self._count))
+        members = self._members  # stop() may take them away
         numbers: list[int | None] = []
         for index in self._barriers:
-            own = self._members[index][1]
+            own = members[index][1] if members else None
             numbers.append(own.number if own else self._epochs[index] or None)
         return tuple(numbers)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +24,7 @@ from .errors import (
     DeviceErrors,
     DeviceNotSupported,
     PhaseError,
+    RemusError,
     RemusWarning,
 )
 from .replica import ReplicaResource, Tag, encode_tag
@@ -88,7 +90,7 @@ class CheckpointDevices:
     while another thread is in one, is a `PhaseError`, not a guess.
 
     For an event loop give ``event_loop=True`` and use `preresume_begin`,
-    `fileno` and `preresume_finish` instead of `preresume`;
+    `fileno`, `preresume_finish` and `preresume_leave` instead of `preresume`;
     `AsyncCheckpointDevices` does that for asyncio.  ``statistics``: a file in
     which the statistics of the epochs are kept for other processes.
 
@@ -283,15 +285,15 @@ class CheckpointDevices:
         postsuspend again, or teardown.
         """
         data = b"" if tag is None else self._encode(tag)
-        group = self._group
-        if group is not None:
-            group.tag = tag
+        group = self._group or self._checked("postsuspend")
+        if not group.native:
+            group.here.tag = tag
         rc = self._send(self._raw, data, len(data))
         if rc < 0:
             if rc not in _REFUSED:
-                self.numbers = group.numbers(failed=True)  # type: ignore[union-attr]
-            self._fail("postsuspend", rc)
-        self.numbers = numbers = group.numbers()  # type: ignore[union-attr]
+                self.numbers = group.numbers(failed=True)
+            group.fail("postsuspend", rc)
+        self.numbers = numbers = group.numbers()
         return numbers
 
     def _encode(self, tag: Tag) -> bytes:
@@ -313,9 +315,6 @@ class CheckpointDevices:
             self._fail("preresume", rc)
 
     def _milliseconds(self, timeout_s: float | None) -> int:
-        group = self._group
-        if group is not None:
-            group.timeout_s = timeout_s
         return milliseconds(self._limit_s if timeout_s is None else timeout_s)
 
     def commit(self) -> None:
@@ -361,6 +360,18 @@ class CheckpointDevices:
             return False
         self._fail("preresume", rc)
         return False
+
+    def preresume_leave(self) -> None:
+        """Be done with a begun preresume that nobody waits for any more.
+
+        For a task that is cancelled, or gives up, before `preresume_finish`
+        has said True or raised: after it the next phase may come.  The
+        epoch's fate is unknown then, as after a timeout.  Nothing happens if
+        none is under way.
+        """
+        if self.cancel():
+            with suppress(RemusError):
+                self.preresume_finish()
 
     def fileno(self) -> int:
         """A descriptor that is readable when a begun preresume is over.

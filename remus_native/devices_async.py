@@ -3,12 +3,8 @@
 
 A wait is begun in C and its end makes a descriptor readable, which the event
 loop watches: no executor, no thread for an epoch.  Other event loops can do
-the same with `CheckpointDevices(..., event_loop=True)`; with trio, a
-preresume is::
-
-    devices.preresume_begin()
-    while not devices.preresume_finish():
-        await trio.lowlevel.wait_readable(devices.fileno())
+the same with `CheckpointDevices(..., event_loop=True)`; docs/device-layer.md
+has the dozen lines for trio.
 """
 
 from __future__ import annotations
@@ -30,11 +26,14 @@ __all__ = ["AsyncCheckpointDevices"]
 T = TypeVar("T")
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+async def _in_thread(
+    work: Callable[[], T], undo: Callable[[], object] | None = None
+) -> T:
     """Run what may block long and happens once a session.
 
     Not in the loop's executor, whose threads may all be taken.  It is carried
-    to its end even if the task is cancelled: half a set-up helps nobody.
+    to its end even if the task is cancelled: half a set-up helps nobody.  If
+    the loop is gone by then there is nobody to tell: ``undo`` takes it back.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -54,7 +53,11 @@ async def _in_thread(work: Callable[[], T]) -> T:
             result = work()
         except BaseException as error:
             caught = error
-        loop.call_soon_threadsafe(settle, result, caught)
+        try:
+            loop.call_soon_threadsafe(settle, result, caught)
+        except RuntimeError:  # the loop was closed
+            if undo is not None:
+                undo()
 
     threading.Thread(target=run, name="remus-session", daemon=True).start()
     cancelled = False
@@ -74,8 +77,9 @@ async def _in_thread(work: Callable[[], T]) -> T:
 class AsyncCheckpointDevices:
     """`CheckpointDevices` whose phases are coroutines of the same names.
 
-    One task at a time may be in a phase; another gets `PhaseError`.  A task
-    that is cancelled in `preresume` leaves it at once: the epoch's fate is
+    One task at a time may be in a phase; another gets `PhaseError`, as does
+    one of another event loop than `setup`'s in `preresume`.  A task that is
+    cancelled in `preresume` leaves it at once: the epoch's fate is
     unknown then, as after a timeout.  `postsuspend` and `commit` never block,
     so they are over without a turn of the loop.  `setup` and `teardown` may
     run scripts and wait for a backup: they are carried out in a thread of
@@ -131,7 +135,7 @@ class AsyncCheckpointDevices:
     async def setup(self) -> None:
         """As `CheckpointDevices.setup`, in a thread of its own."""
         try:
-            await _in_thread(self._layer.setup)
+            await _in_thread(self._layer.setup, undo=self._layer.teardown)
         except asyncio.CancelledError:
             await _in_thread(self._layer.teardown)
             raise
@@ -142,14 +146,17 @@ class AsyncCheckpointDevices:
         self._loop.add_reader(self._fd, self._on_readable)
 
     async def teardown(self) -> None:
-        """As `CheckpointDevices.teardown`; idempotent."""
+        """As `CheckpointDevices.teardown`; idempotent, and in any loop."""
         loop, self._loop = self._loop, None
-        if loop is not None:
+        self._layer.cancel()  # a preresume in another task ends now
+        if loop is asyncio.get_running_loop():
             loop.remove_reader(self._fd)
-            # A preresume in another task ends now.
-            self._layer.cancel()
             self._on_readable()
             await asyncio.sleep(0)  # let it see that before all is gone
+        elif loop is not None:
+            with suppress(RuntimeError):  # closed, and its readers with it
+                loop.call_soon_threadsafe(loop.remove_reader, self._fd)
+                loop.call_soon_threadsafe(self._on_readable)
         await _in_thread(self._layer.teardown)
 
     def _on_readable(self) -> None:
@@ -166,6 +173,10 @@ class AsyncCheckpointDevices:
         loop = self._loop
         if loop is None:
             raise PhaseError("preresume before setup", phase="preresume")
+        if loop is not asyncio.get_running_loop():
+            raise PhaseError(
+                "preresume in another event loop than setup's", phase="preresume"
+            )
         layer = self._layer
         limit = layer._limit_s if timeout_s is None else timeout_s
         end = None if limit is None else time.monotonic() + limit
@@ -180,13 +191,13 @@ class AsyncCheckpointDevices:
                 await self._woken
                 if timer is not None:
                     timer.cancel()
-        except asyncio.CancelledError:
+        except RemusError:
+            raise  # finish has said it
+        except BaseException:
+            # The task was cancelled, or its loop closed under it.
             if timer is not None:
                 timer.cancel()
-            layer.cancel()
-            # Cancelled; or the answer came first, and nobody asks for it.
-            with suppress(RemusError):
-                layer.preresume_finish()
+            layer.preresume_leave()
             raise
         finally:
             self._woken = None

@@ -454,6 +454,52 @@ def test_what_cannot_block_keeps_the_gil(make_pair):
             thread.join()
 
 
+def test_a_refused_call_changes_nothing_of_the_one_under_way():
+    """Not even the tag that the devices after this one are given."""
+    devices, _, layer = make(2)
+    seen: list[Any] = []
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(tag: Any) -> int:
+        seen.append(tag)
+        inside.set()
+        assert go_on.wait(20)
+        return 1
+
+    def refused() -> None:
+        assert inside.wait(20)
+        with pytest.raises(PhaseError, match="under way"):
+            layer.postsuspend("wrong")
+        go_on.set()
+
+    devices[0].postsuspend = hold  # type: ignore[method-assign, assignment]
+    for device in devices:
+        device.preresume = seen.append  # type: ignore[method-assign, assignment]
+    devices[1].postsuspend = seen.append  # type: ignore[method-assign, assignment]
+    with layer:
+        thread = threading.Thread(target=refused)
+        thread.start()
+        layer.postsuspend("right")
+        thread.join(20)
+        layer.preresume(19.0)
+    assert seen == ["right", "right", 19.0, 19.0]
+
+
+def test_a_phase_that_teardown_overtakes_is_a_phase_error():
+    """The moment between a call's first look at the session and its use."""
+    _, _, layer = make(1)
+    layer.setup()
+    send, wait, tell = layer._send, layer._wait, layer._tell
+    layer.teardown()
+    layer._send, layer._wait, layer._tell = send, wait, tell
+    for phase in (layer.postsuspend, layer.preresume, layer.commit):
+        with pytest.raises(PhaseError):
+            phase()
+    assert send(ffi.NULL, b"", 0) == -errno.EBADFD
+    assert wait(ffi.NULL, 0) == -errno.EBADFD
+    assert tell(ffi.NULL) == -errno.EBADFD
+
+
 def test_threads_that_call_at_any_time_get_a_phase_error():
     stop = threading.Event()
     done, wrong = [], []

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -228,19 +229,145 @@ def test_a_cancelled_setup_tears_down(session):
     asyncio.run(main())
 
 
-def test_trio_by_hand(session):
-    async def preresume(devices: CheckpointDevices) -> None:
-        devices.preresume_begin(20)
-        while not devices.preresume_finish():
-            await trio.lowlevel.wait_readable(devices.fileno())
+def test_a_task_may_be_cancelled_at_any_moment(session):
+    """Also at that of the ack: the layer is never left in a phase."""
 
+    async def main() -> None:
+        async with AsyncCheckpointDevices([session.resource]) as devices:
+            ended = []
+            for turns in range(200):
+                await devices.postsuspend()
+                task = asyncio.create_task(devices.preresume(timeout_s=20))
+                for _ in range(turns % 8):
+                    await asyncio.sleep(0.00002 * (turns % 5))
+                task.cancel()
+                (result,) = await asyncio.gather(task, return_exceptions=True)
+                ended.append(result)
+                if result is not None:
+                    assert isinstance(result, asyncio.CancelledError)
+                    with suppress(PhaseError):  # the ack came, and was taken
+                        await devices.preresume(timeout_s=20)
+            assert {type(end) for end in ended} == {type(None), asyncio.CancelledError}
+            await devices.commit()
+
+    asyncio.run(main())
+
+
+def forget(task: asyncio.Task[Any]) -> None:
+    """What becomes of a task whose loop does not go on."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    task.get_coro().close()  # type: ignore[union-attr]
+
+
+def test_a_loop_that_is_closed_under_a_wait(session):
+    devices = AsyncCheckpointDevices([session.resource])
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(devices.setup())
+    session.backup.pause()
+    loop.run_until_complete(devices.postsuspend())
+    task = loop.create_task(devices.preresume(timeout_s=20))
+    loop.run_until_complete(asyncio.sleep(0.01))
+    forget(task)
+    loop.close()
+    # In another loop, whose tasks can't wait on the first one's descriptor.
+    session.backup.go_on()
+
+    async def go_on() -> None:
+        with pytest.raises(PhaseError, match="another event loop"):
+            await devices.preresume(20)
+        await devices.postsuspend()
+        await devices.teardown()
+        async with devices:
+            await devices.postsuspend()
+            await devices.preresume(20)
+            await devices.commit()
+
+    asyncio.run(go_on())
+
+
+def test_teardown_from_another_loop_ends_the_wait(session):
+    devices = AsyncCheckpointDevices([session.resource])
+    waiting = threading.Event()
+    ended: list[BaseException] = []
+
+    async def wait() -> None:
+        await devices.setup()
+        session.backup.pause()
+        await devices.postsuspend()
+        task = asyncio.create_task(devices.preresume(20))
+        await asyncio.sleep(0)
+        waiting.set()
+        try:
+            await task
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=lambda: asyncio.run(wait()))
+    thread.start()
+    assert waiting.wait(20)
+    start = time.monotonic()
+    asyncio.run(devices.teardown())
+    thread.join(20)
+    assert time.monotonic() - start < 1
+    assert isinstance(ended[0], (CheckpointCancelled, PhaseError))
+
+
+def test_a_loop_that_is_closed_under_setup():
+    class Slow:
+        kind, name = "nic", "eth0"
+        began, go_on, torn = threading.Event(), threading.Event(), threading.Event()
+
+        def setup(self) -> None:
+            self.began.set()
+            assert self.go_on.wait(20)
+
+        def teardown(self) -> None:
+            self.torn.set()
+
+    slow = Slow()
+    devices = AsyncCheckpointDevices([slow])
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(devices.setup())
+    loop.run_until_complete(asyncio.sleep(0))
+    assert slow.began.wait(20)
+    forget(task)
+    loop.close()
+    slow.go_on.set()
+    assert slow.torn.wait(20)
+
+
+# What docs/device-layer.md shows.
+async def preresume_in_trio(devices: CheckpointDevices, timeout_s: float) -> None:
+    deadline = trio.current_time() + timeout_s
+    devices.preresume_begin(timeout_s)
+    try:
+        while not devices.preresume_finish():
+            with trio.move_on_at(max(deadline, trio.current_time()) + 0.001):
+                await trio.lowlevel.wait_readable(devices.fileno())
+    finally:
+        devices.preresume_leave()  # nothing, if the wait is over
+
+
+def test_trio_by_hand(session):
     async def main() -> None:
         layer = CheckpointDevices([session.resource], event_loop=True)
         with layer as devices:
             for _ in range(20):
                 devices.postsuspend()
-                await preresume(devices)
+                await preresume_in_trio(devices, 20)
                 devices.commit()
+            session.backup.pause()
+            devices.postsuspend()
+            start = trio.current_time()
+            with pytest.raises(CheckpointTimeout):
+                await preresume_in_trio(devices, 0.1)
+            assert 0.1 <= trio.current_time() - start < 1
+            with trio.move_on_after(0.05) as scope:
+                await preresume_in_trio(devices, 20)
+            assert scope.cancelled_caught
+            session.backup.go_on()
+            await preresume_in_trio(devices, 20)
+            devices.commit()
 
     trio.run(main)
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""csrc/group.c over devices whose wait is inside a kernel driver.
+"""csrc/group.c over devices whose wait is inside a kernel driver, or hangs.
 
-The driver is the test node, opened with a kernel device's rules: its ioctl
-30 can't be cut short but by a signal.  (tests/c/test_group.c has the rest.)
+The driver is the test node, opened with a kernel device's rules (its ioctl
+30 can't be cut short but by a signal) or with those of a node of ours, which
+here is a server that does not answer.  (tests/c/test_group*.c have the rest.)
 """
 
 from __future__ import annotations
@@ -25,16 +26,24 @@ pytestmark = pytest.mark.fuse
 
 
 class Group:
-    """Some kernel devices in one group."""
+    """Some kernel devices, or nodes, in one group."""
 
-    def __init__(self, where: IoctlNode, count: int, *, begins: bool = False) -> None:
+    def __init__(
+        self,
+        where: IoctlNode,
+        count: int,
+        *,
+        begins: bool = False,
+        nodes: bool = False,
+    ) -> None:
         self.disks = []
         out = ffi.new("remus_group **")
         assert lib.remus_group_open(b"guest0", out) == 0
         self.raw = out[0]
         for i in range(count):
             disk = ffi.new("remus_drbd **")
-            assert lib.remus_test_drbd_open_as(bytes(where.disk), 0, disk) == 0
+            path = bytes(where.disk)
+            assert lib.remus_test_drbd_open_as(path, int(nodes), disk) == 0
             assert lib.remus_group_add_drbd(self.raw, b"disk%d" % i, disk[0]) == i
             self.disks.append(disk[0])
         assert lib.remus_group_start(self.raw, int(begins)) == 0
@@ -79,7 +88,11 @@ def test_a_begun_wait_is_left_at_once_and_taken_up_again(node):  # noqa: F811
         assert group.preresume_finish() == -errno.ECANCELED
         assert time.monotonic() - start < 0.3
         # The call is still in the driver: no new barrier, and no second call.
-        assert group.postsuspend(ffi.NULL, 0) == -errno.EBUSY
+        assert group.postsuspend(ffi.NULL, 0) == -errno.EBADFD
+        assert "preresume comes first" in last_error()
+        # That changed nothing.
+        assert group.preresume(20000) == 0
+        assert [number for number, _ in node.log()] == [20, 30]
     finally:
         group.close()
 
@@ -179,6 +192,79 @@ def test_only_a_signal_that_can_end_a_wait_is_taken(node):  # noqa: F811
         assert lib.remus_drbd_cancel_signal(disk, 0) == 0
     finally:
         group.close()
+
+
+def test_a_barrier_that_is_late_is_waited_for_first(node):  # noqa: F811
+    """The kernel's driver has one barrier: refused, and the group goes on."""
+    node.answer(20, 0)
+    node.answer(30, (-errno.EPROTO, 60), (-errno.EPROTO, 60), (0, 0))
+    group = Group(node, 1)
+    try:
+        assert group.postsuspend(ffi.NULL, 0) == 0
+        assert group.preresume(50) == -errno.ETIMEDOUT
+        assert group.postsuspend(ffi.NULL, 0) == -errno.EBADFD
+        assert group.preresume(20000) == 0
+        assert group.postsuspend(ffi.NULL, 0) == 0
+        assert group.preresume(20000) == 0
+        assert group.commit() == 0
+    finally:
+        group.close()
+
+
+def test_a_barrier_that_only_some_have_is_given_up(node):  # noqa: F811
+    """A node takes the next one; a kernel's driver would pretend to."""
+    for nodes in (True, False):
+        node.answer(20, 0, -errno.EPROTO, 0)
+        node.answer(30, 0)
+        node.answer(40, 0)
+        group = Group(node, 2, nodes=nodes)
+        try:
+            assert group.postsuspend(ffi.NULL, 0) == -errno.EPROTO
+            rc = group.postsuspend(ffi.NULL, 0)
+            if nodes:
+                assert rc == 0
+                assert group.preresume(20000) == 0
+                assert group.commit() == 0
+            else:
+                assert rc == -errno.ESTALE
+                assert "a barrier was not waited for before" in last_error()
+                assert "reconnect the resource" in last_error()
+        finally:
+            group.close()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_node_that_hangs_holds_nobody_up(node, begun):  # noqa: F811
+    """Its server answers nothing, so an ioctl that says "cancel" hangs, too."""
+    node.answer(20, 0)
+    node.answer(30, (0, 2000))
+    threads = len(os.listdir("/proc/self/task"))
+    files = len(os.listdir("/proc/self/fd"))
+    group = Group(node, 3, begins=True, nodes=True)
+    assert group.postsuspend(ffi.NULL, 0) == 0
+    waiter, result = None, []
+    if begun:
+        assert group.preresume_begin(20000) == 0
+    else:
+        waiter, result = in_thread(lambda: group.preresume(300))
+    until(lambda: waits(node) == 3)
+    start = time.monotonic()
+    if begun:
+        assert group.cancel() == 0
+        assert group.preresume_finish() == -errno.ECANCELED
+    else:
+        # The caller is in one of the calls himself, and stays there.
+        assert group.cancel() == 0
+    assert time.monotonic() - start < 0.5
+    start = time.monotonic()
+    lib.remus_group_stop(group.raw)
+    assert time.monotonic() - start < 0.5
+    if waiter is not None:
+        waiter.join(20)
+        assert result == [-errno.ECANCELED]
+    group.close()
+    until(lambda: len(os.listdir("/proc/self/task")) == threads)
+    assert len(os.listdir("/proc/self/fd")) == files
 
 
 def test_a_tag_must_be_a_number(node):  # noqa: F811
