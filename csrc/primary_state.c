@@ -189,10 +189,10 @@ int remus_primary_state_load(remus_primary *p, uint64_t *next_epoch)
     char id[9];
     if (s.flags & REMUS_PRIMARY_FENCED)
         return remus_fail(-EROFS,
-                          "this side is fenced (generation %s...): the other "
-                          "one was promoted, and what this one would write "
-                          "now would be lost; start it as the backup of the "
-                          "other one",
+                          "this side is fenced (generation %s...): it gave "
+                          "way to the other one, or that was promoted, and "
+                          "what this one would write now would be lost; "
+                          "start it as the backup of the other one",
                           remus_id_text(s.lineage.id, id));
     *next_epoch = s.limit;
     p->kept = s;
@@ -200,10 +200,29 @@ int remus_primary_state_load(remus_primary *p, uint64_t *next_epoch)
     return 0;
 }
 
+/*
+ * While a backup is connected (and compared) it is there: what is to be sure
+ * of comes with its loss.  Who never had one needs no leave.
+ */
+int remus_primary_has_leave(const remus_primary *p)
+{
+    int never = !(p->kept.flags & REMUS_PRIMARY_SHARED) &&
+                !p->kept.lineage.count;
+    return !p->ask_alone || p->alone_granted || p->stats.connected || never;
+}
+
 int remus_primary_may_go_alone(const remus_primary *p)
 {
     return !p->streaming && !p->alone && !p->fenced &&
-           (!p->ask_alone || p->alone_granted);
+           remus_primary_has_leave(p);
+}
+
+int remus_primary_asks_alone(const remus_primary *p)
+{
+    uint64_t ms = (p->io->now_ns(p->io) - p->stats.link_changed_ns) / 1000000u;
+    return !p->streaming && !p->fenced && !remus_primary_has_leave(p) &&
+           p->state != REMUS_STATE_SPLIT_BRAIN && p->parked_room &&
+           ms >= p->loss_ms;
 }
 
 int remus_primary_take_generation(remus_primary *p)
@@ -241,7 +260,8 @@ int remus_primary_take_generation(remus_primary *p)
 static int decide(remus_primary *p, int granted)
 {
     pthread_mutex_lock(&p->lock);
-    p->alone_granted = granted;
+    /* It came too late for the outage that it was about. */
+    p->alone_granted = granted && !p->stats.connected;
     p->alone_refused = !granted;
     /* Also those that have not been parked yet will find it. */
     p->park_kick = 1;
