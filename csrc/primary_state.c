@@ -197,18 +197,17 @@ int remus_primary_state_load(remus_primary *p, uint64_t *next_epoch)
     *next_epoch = s.limit;
     p->kept = s;
     p->alone = !(s.flags & REMUS_PRIMARY_SHARED);
+    /* Who never had a backup needs no leave; who was promoted, or went on
+     * alone before, has it. */
+    p->alone_granted = p->alone && !(s.flags & REMUS_PRIMARY_UNASKED);
     return 0;
 }
 
-/*
- * While a backup is connected (and compared) it is there: what is to be sure
- * of comes with its loss.  Who never had one needs no leave.
- */
+/* While a backup is connected (and compared) it is there: what is to be sure
+ * of comes with its loss. */
 int remus_primary_has_leave(const remus_primary *p)
 {
-    int never = !(p->kept.flags & REMUS_PRIMARY_SHARED) &&
-                !p->kept.lineage.count;
-    return !p->ask_alone || p->alone_granted || p->stats.connected || never;
+    return !p->ask_alone || p->alone_granted || p->stats.connected;
 }
 
 int remus_primary_may_go_alone(const remus_primary *p)
@@ -235,13 +234,16 @@ int remus_primary_take_generation(remus_primary *p)
     pthread_mutex_lock(&p->lock);
     struct remus_primary_state s = p->kept;
     int needed = remus_primary_may_go_alone(p);
+    int asked = !p->ask_alone || p->alone_granted;
     uint64_t end = p->open_epoch - 1;
     /* No connection begins with a generation that is about to end. */
     p->taking = needed;
     pthread_mutex_unlock(&p->lock);
     if (needed) {
         remus_lineage_push(&s.lineage, id, end);
-        s.flags &= ~REMUS_PRIMARY_SHARED;
+        s.flags &= ~(REMUS_PRIMARY_SHARED | REMUS_PRIMARY_UNASKED);
+        if (!asked)
+            s.flags |= REMUS_PRIMARY_UNASKED;
         err = store(p, &s);
     }
     /* A map of another generation is not believed: that costs time, and
@@ -260,8 +262,9 @@ int remus_primary_take_generation(remus_primary *p)
 static int decide(remus_primary *p, int granted)
 {
     pthread_mutex_lock(&p->lock);
-    /* It came too late for the outage that it was about. */
-    p->alone_granted = granted && !p->stats.connected;
+    /* While one is connected it is too late for the outage it was about. */
+    if (!granted || !p->stats.connected)
+        p->alone_granted = granted;
     p->alone_refused = !granted;
     /* Also those that have not been parked yet will find it. */
     p->park_kick = 1;
