@@ -590,7 +590,7 @@ static int backup_state(const remus_backup *b, int connected)
     case REMUS_SUPER_PROMOTING:
         return REMUS_STATE_PROMOTING;
     case REMUS_SUPER_PROMOTED:
-        return REMUS_STATE_PROMOTED;
+        return b->split ? REMUS_STATE_SPLIT_BRAIN : REMUS_STATE_PROMOTED;
     default:
         break;
     }
@@ -615,7 +615,8 @@ static void backup_reason(const remus_backup *b, struct remus_status *s)
         case REMUS_STATE_INCONSISTENT:
             why = b->super.role == REMUS_SUPER_FOREIGN
                       ? "was the primary: the disks are as it left them; "
-                        "start the other side as the primary"
+                        "start the other side as the primary (promote it "
+                        "first, if it was not), or this one again"
                       : "no complete copy of the disks: start the primary";
             break;
         case REMUS_STATE_CATCHING_UP:

@@ -162,6 +162,7 @@ struct remus_backup {
     struct remus_super super; /* written with apply_lock and lock held */
     int fenced;               /* lock: a promote began; nothing is taken */
     int given;                /* lock: the primary gave way, for good */
+    uint64_t given_epoch;     /* lock: ... with this one; 0: none of its own */
     uint64_t alone_s;         /* lock: promote: how long without a primary */
     uint64_t stale_s;         /* constant: see remus_backup_config */
     int failed;               /* lock: -errno that ended it */
@@ -180,6 +181,8 @@ struct remus_backup {
     struct remus_lineage session_lineage; /* lock: the primary's */
     int split;                /* lock: the newest hello was of one that went
                                  on by itself, as these disks did */
+    int ahead;                /* lock: it was of one that these disks, left by
+                                 a primary, went on from */
     uint64_t next_number;     /* lock: of the next counted record */
     uint64_t expect_epoch;    /* lock: epoch of the next counted record;
                                  0: none may come before a session */
@@ -315,18 +318,19 @@ void remus_backup_drop_epochs(remus_backup *b, uint64_t next_seq);
 /*
  * Ask the primary to give way, if one is connected, and wait for its answer.
  * flags: REMUS_ASK_*.
- * 1: it did; 0: there is none, or it fell silent; -EBUSY: no, and why.
+ * 1: it did, with the checkpoint *epoch (0: none of its own); 0: there is none, or it fell silent; -EBUSY: no, and why.
  */
-int remus_backup_net_ask(remus_backup *b, int flags);
+int remus_backup_net_ask(remus_backup *b, int flags, uint64_t *epoch);
 /* Seconds since a primary was connected to this process: 0 now; UINT64_MAX
  * never. */
 uint64_t remus_backup_net_alone_s(remus_backup *b);
 /* Is a primary connected that has not ended its connection? */
 int remus_backup_net_live(remus_backup *b);
 /* End the connection and keep others out (net may be NULL), once what a
- * primary that has gone had sent is through.  reopen: let them in again, if
- * only to be told that a promote began. */
-void remus_backup_net_fence(remus_backup *b);
+ * primary that has gone had sent is through.  0; -EAGAIN: one is connected
+ * that was not asked, and `cut` is 0.  reopen: let them in again, if only to
+ * be told that a promote began. */
+int remus_backup_net_fence(remus_backup *b, int cut);
 void remus_backup_net_reopen(remus_backup *b);
 void remus_backup_net_stop(remus_backup *b);
 void remus_backup_net_status(remus_backup *b, struct remus_status *s);

@@ -117,7 +117,7 @@ static int check_lineage(remus_backup *b, const struct remus_hello *h)
     const struct remus_lineage *ours = &b->super.lineage;
     uint64_t end;
     char mine[9], theirs[9];
-    b->split = 0;
+    b->split = b->ahead = 0;
     /* Of a copy that was cut short nothing is worth keeping. */
     if (b->super.role < REMUS_SUPER_SYNCED)
         return 0;
@@ -130,9 +130,7 @@ static int check_lineage(remus_backup *b, const struct remus_hello *h)
                           "stop it and empty its state and journal directory",
                           remus_id_text(ours->id, mine),
                           remus_id_text(h->lineage.id, theirs));
-    if (b->super.role == REMUS_SUPER_FOREIGN && b->discard_local)
-        return 0;
-    if (is == REMUS_RELATION_SAME)
+    if (is == REMUS_RELATION_SAME || b->discard_local)
         return 0;
     /* What a primary's disks hold beyond the common checkpoint was never
      * let pass while nobody took it, or the id would not be an ancestor. */
@@ -140,8 +138,21 @@ static int check_lineage(remus_backup *b, const struct remus_hello *h)
         remus_lineage_has(&h->lineage, ours->id, &end) &&
         (b->super.role == REMUS_SUPER_FOREIGN || b->prepared <= end))
         return 0;
-    b->split = 1;
+    /* These disks were failed over to from that primary's generation. */
+    b->ahead = is == REMUS_RELATION_AHEAD &&
+               b->super.role == REMUS_SUPER_FOREIGN;
+    b->split = !b->ahead;
     return 1;
+}
+
+/* Did the primary, whose backup this was, go on as well?  That stays so until
+ * somebody chose.  (lock held) */
+static void note_split(remus_backup *b, const struct remus_hello *h)
+{
+    struct remus_lineage ours;
+    remus_super_descend(&b->super, &ours);
+    b->split |= remus_lineage_compare(&ours, &h->lineage) ==
+                REMUS_RELATION_SPLIT;
 }
 
 /* lock held */
@@ -164,8 +175,10 @@ static int check_session(remus_backup *b, const struct remus_hello *h)
                           "ack or commit_by differ between the sides: use "
                           "one resource file on both");
     /* Nothing will be written, and its disks are not open. */
-    if (b->super.role == REMUS_SUPER_PROMOTED)
+    if (b->super.role == REMUS_SUPER_PROMOTED) {
+        note_split(b, h);
         return 0;
+    }
     int err = check_volumes(b, h);
     return err ? err : check_lineage(b, h);
 }
@@ -264,9 +277,16 @@ static uint32_t content(const remus_backup *b)
 static void answer_no(const remus_backup *b, struct remus_hello_reply *reply)
 {
     struct remus_lineage l = b->super.lineage;
+    uint64_t end;
     memcpy(reply->generation, l.id, REMUS_ID_BYTES);
-    if (b->split) {
-        uint64_t end;
+    if (b->ahead) {
+        reply->content = REMUS_CONTENT_PROMOTED;
+        memcpy(reply->origin, b->session_lineage.id, REMUS_ID_BYTES);
+        remus_lineage_has(&l, b->session_lineage.id, &end);
+        reply->held = end;
+        return;
+    }
+    if (b->super.role != REMUS_SUPER_PROMOTED) {
         reply->content = REMUS_CONTENT_SPLIT;
         for (uint32_t i = 0; i < l.count; i++)
             if (remus_lineage_has(&b->session_lineage, l.ancestor[i].id,

@@ -336,7 +336,7 @@ int remus_backup_net_live(remus_backup *b)
     return live;
 }
 
-int remus_backup_net_ask(remus_backup *b, int flags)
+int remus_backup_net_ask(remus_backup *b, int flags, uint64_t *epoch)
 {
     struct remus_backup_net *net = b->net;
     if (!net)
@@ -368,6 +368,7 @@ int remus_backup_net_ask(remus_backup *b, int flags)
         rc = remus_fail(-EBUSY, "promote: %s, or force this", net->why_not);
     else if (!rc)
         rc = net->answer > 0;
+    *epoch = rc > 0 ? net->answer_epoch : 0;
     pthread_mutex_unlock(&net->lock);
     return rc;
 }
@@ -387,21 +388,26 @@ uint64_t remus_backup_net_alone_s(remus_backup *b)
     return s;
 }
 
-void remus_backup_net_fence(remus_backup *b)
+int remus_backup_net_fence(remus_backup *b, int cut)
 {
     struct remus_backup_net *net = b->net;
     if (!net)
-        return;
+        return 0;
     pthread_mutex_lock(&net->lock);
     /* A dead primary's last bytes may still be on the way through. */
     while (net->connected && hung_up(net->conn))
         pthread_cond_wait(&net->changed, &net->lock);
+    if (net->connected && !cut) {
+        pthread_mutex_unlock(&net->lock);
+        return -EAGAIN;
+    }
     net->fenced = 1;
     while (net->conn >= 0) {
         shutdown(net->conn, SHUT_RDWR);
         pthread_cond_wait(&net->changed, &net->lock);
     }
     pthread_mutex_unlock(&net->lock);
+    return 0;
 }
 
 void remus_backup_net_reopen(remus_backup *b)

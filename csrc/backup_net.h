@@ -44,6 +44,7 @@ struct remus_backup_net {
     int fenced;                    /* lock: nobody is let in */
     int apply_now;                 /* lock: space is needed */
     int answer;                    /* lock: to our asking: 1 yes, -1 no */
+    uint64_t answer_epoch;         /* lock: yes, with this checkpoint */
     char why_not[REMUS_REASON_MAX]; /* lock */
     _Atomic uint64_t last_rx_ns;   /* when something came in */
 

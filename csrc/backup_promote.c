@@ -77,10 +77,17 @@ static int find_number(const remus_backup *b, uint64_t m)
 
 static uint64_t default_checkpoint(const remus_backup *b)
 {
-    /* Through ioctls nobody can commit: prepared is what there is. */
+    /* The primary gave way with it: nothing came after, nor will. */
+    for (size_t i = 0; b->given && i < b->epoch_count; i++)
+        if (b->epochs[i]->number == b->given_epoch &&
+            b->given_epoch > b->committed)
+            return b->given_epoch;
+    /* Through ioctls nobody can commit: prepared is what there is.  What the
+     * engine took after it has no memory. */
     for (size_t i = b->epoch_count; i-- > 0;) {
         const struct remus_epoch *e = b->epochs[i];
-        if (!e->acked || e->number <= b->committed)
+        if (!e->acked || e->number <= b->committed ||
+            e->cp.flags & REMUS_CP_DISK_ONLY)
             continue;
         return e->cp.flags & REMUS_CP_IOCTL ? e->number : b->committed;
     }
@@ -147,9 +154,10 @@ static int find_target(remus_backup *b, int by, uint64_t epoch,
     if (b->super.role == REMUS_SUPER_FOREIGN)
         return remus_fail(-EINVAL,
                           "promote: this side was the primary, its disks are "
-                          "as that left them: start it as the primary, or "
-                          "let the other side's primary bring it up to date "
-                          "first");
+                          "as that left them: start it as the primary (if "
+                          "it is fenced, the other side is the one to "
+                          "promote), or let the other side's primary bring "
+                          "it up to date first");
     if (b->copying || !remus_backup_consistent(b))
         return remus_fail(-EINVAL,
                           "promote: the disks are Inconsistent, no copy was "
@@ -256,6 +264,9 @@ static int promote_held(remus_backup *b, int by, uint64_t epoch,
         return err;
     if (!begun) {
         err = promote_begin(b, *m);
+        pthread_mutex_lock(&b->lock);
+        b->fenced = !err || b->failed;
+        pthread_mutex_unlock(&b->lock);
         if (err)
             return err;
     }
@@ -283,11 +294,15 @@ int remus_backup_ask(remus_backup *b, int flags)
     pthread_mutex_unlock(&b->lock);
     if (given)
         return 1;
-    int rc = remus_backup_net_ask(b, flags);
+    uint64_t epoch;
+    int rc = remus_backup_net_ask(b, flags, &epoch);
     if (rc < 0)
         return remus_fail_in(rc, "backup of %s", b->resource);
     pthread_mutex_lock(&b->lock);
-    b->given |= rc;
+    if (rc) {
+        b->given = 1;
+        b->given_epoch = epoch;
+    }
     pthread_mutex_unlock(&b->lock);
     return rc;
 }
@@ -297,26 +312,28 @@ int remus_backup_promote(remus_backup *b, int by, uint64_t epoch,
                          uint64_t *promoted)
 {
     uint64_t m = 0;
-    int err = 0;
+    int err = 0, asked = force;
     if (b->look)
         return remus_fail(-EROFS, "backup of %s: was opened to look at only",
                           b->resource);
     look_back(b);
-    /* What can't be promoted to must not cost a connection that works, or
-     * stop a primary.  (Of one that has ended the last epoch may still be on
-     * the way through.) */
-    if (remus_backup_net_live(b)) {
+    do { /* again if one connects after the look and before the fence */
+        /* What can't be promoted to must not cost a connection that works,
+         * or stop a primary.  (Of one that has ended the last epoch may
+         * still be on the way through.) */
+        if (!remus_backup_net_live(b))
+            continue;
         pthread_mutex_lock(&b->lock);
         err = find_target(b, by, epoch, tag, tag_len, &m);
         pthread_mutex_unlock(&b->lock);
+        if (err)
+            return remus_fail_in(err, "backup of %s", b->resource);
         int flags = by == REMUS_PROMOTE_DEFAULT ? 0 : REMUS_ASK_KEEP;
-        int rc = err || force ? 0 : remus_backup_ask(b, flags);
-        if (rc < 0)
-            return rc;
-    }
-    if (err)
-        return remus_fail_in(err, "backup of %s", b->resource);
-    remus_backup_net_fence(b);
+        err = force ? 0 : remus_backup_ask(b, flags);
+        if (err < 0)
+            return err;
+        asked = 1;
+    } while (remus_backup_net_fence(b, asked));
     pthread_mutex_lock(&b->apply_lock);
     err = promote_held(b, by, epoch, tag, tag_len, &m);
     pthread_mutex_unlock(&b->apply_lock);

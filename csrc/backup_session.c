@@ -136,6 +136,7 @@ static int handle(struct remus_backup_net *net, const struct remus_record *r,
     case REMUS_REC_GAVE_WAY:
         pthread_mutex_lock(&net->lock);
         net->answer = r->flags == 1 ? 1 : -1;
+        net->answer_epoch = r->epoch;
         snprintf(net->why_not, sizeof net->why_not, "%.*s", (int)r->length,
                  (const char *)payload);
         pthread_cond_broadcast(&net->changed);

@@ -175,3 +175,11 @@ void remus_test_backup_abandon(remus_backup *b)
     if (b)
         remus_backup_free(b);
 }
+
+void remus_test_backup_forget_answer(remus_backup *b)
+{
+    pthread_mutex_lock(&b->lock);
+    b->given = 0;
+    b->given_epoch = 0;
+    pthread_mutex_unlock(&b->lock);
+}

@@ -93,8 +93,7 @@ int remus_primary_status(remus_primary *p, struct remus_status *s)
     s->writers = p->writers;
     s->holds = !p->stats.connected && remus_primary_holds(p);
     s->turns = p->turns;
-    s->asks_alone = p->ask_alone && !p->streaming && !p->alone && !p->fenced &&
-                    !p->alone_granted;
+    s->asks_alone = remus_primary_asks_alone(p);
     for (const struct remus_request *q = p->parked; q; q = q->next)
         s->parked_writes++;
     pthread_mutex_unlock(&p->lock);
@@ -265,6 +264,7 @@ int remus_primary_open_io(const struct remus_primary_config *config,
     p->conn = REMUS_CONN_NONE;
     p->parked_tail = &p->parked;
     p->state = REMUS_STATE_CONNECTING;
+    p->stats.link_changed_ns = io->now_ns(io);
     snprintf(p->reason, sizeof p->reason, "no connection to the backup yet");
     init_locks(p);
     err = init(p, config);

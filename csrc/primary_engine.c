@@ -65,7 +65,11 @@ static int send_hello(remus_primary *p, uint64_t session)
                             .next_epoch = p->open_epoch};
     pthread_mutex_lock(&p->lock);
     h.lineage = p->kept.lineage;
+    /* One that began since the flag was set is not marked yet. */
+    int marked = p->kept.flags & REMUS_PRIMARY_SHARED && !p->taking;
     pthread_mutex_unlock(&p->lock);
+    if (!marked)
+        return remus_fail(-EAGAIN, "a new generation has just begun");
     memcpy(p->greeted, h.lineage.id, REMUS_ID_BYTES);
     snprintf(h.resource, sizeof h.resource, "%s", p->resource);
     for (unsigned int i = 0; i < p->volume_count; i++) {
@@ -227,13 +231,17 @@ struct remus_slot *remus_primary_begin_plan(
     enum remus_plan plan, struct remus_record *r)
 {
     int whole = plan == REMUS_PLAN_COPY || plan == REMUS_PLAN_MEND;
+    uint64_t end;
+    /* Whose checkpoints are not ours has none of our barriers. */
+    int other = reply->content == REMUS_CONTENT_FOREIGN ||
+                !remus_lineage_has(&p->kept.lineage, reply->generation, &end);
     if (plan != REMUS_PLAN_COMPARE && !greeted_right(p))
         return NULL;
     *r = (struct remus_record){.type = REMUS_REC_RESYNC,
                                .flags = plans[plan].step,
                                .epoch = p->open_epoch,
                                .session = p->session};
-    note_outage(p, whole ? p->acked : reply->held);
+    note_outage(p, whole || other ? p->acked : reply->held);
     p->committed = whole ? 0 : reply->committed;
     p->stats.resync_done = 0;
     if (plan == REMUS_PLAN_CATCH_UP || plan == REMUS_PLAN_REWRITE) {
@@ -279,6 +287,7 @@ static int start_stream(remus_primary *p, int fd, uint64_t session,
         if (plan == REMUS_PLAN_CATCH_UP)
             again = commit_again(p, &commit);
     }
+    remus_primary_kick_parked(p);
     pthread_cond_signal(&p->rx_resume);
     pthread_mutex_unlock(&p->lock);
     pthread_mutex_unlock(&p->queue.send_lock);
@@ -305,9 +314,7 @@ static void commit_and_leave(remus_primary *p, uint64_t session,
     struct remus_record bye = {.type = REMUS_REC_BYE, .session = session};
     size_t used = 0;
     pthread_mutex_lock(&p->lock);
-    int over = !p->session_open &&
-               (!p->session_ended_ns ||
-                now_ns(p) - p->session_ended_ns > p->grace_ms * 1000000ull);
+    int over = !p->session_open && !remus_primary_in_grace(p);
     r.epoch = over || p->commit_given > reply->held ? reply->held
                                                     : p->commit_given;
     if (remus_primary_epoch_lost(p, r.epoch))

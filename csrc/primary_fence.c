@@ -62,11 +62,9 @@ static void reply_to_ask(remus_primary *p, int yes, uint64_t epoch,
         remus_sendq_publish(&p->queue, slot, &r, why);
 }
 
-/* May we give way now?  Then no write passes from here on. */
-static int stop_writes(remus_primary *p, char *why, size_t cap)
+/* May we give way now?  Else why not.  (lock held) */
+static int may_give_way(const remus_primary *p, char *why, size_t cap)
 {
-    pthread_mutex_lock(&p->lock);
-    int yes = 0;
     if (p->writers)
         snprintf(why, cap,
                  "the primary is alive and %u files of its volumes are open "
@@ -80,47 +78,88 @@ static int stop_writes(remus_primary *p, char *why, size_t cap)
                            "Protected",
                  remus_state_name(p->state));
     else
-        yes = 1;
-    if (yes)
-        set_fenced(p, 1);
-    pthread_mutex_unlock(&p->lock);
-    return yes;
+        return 1;
+    return 0;
 }
 
-/* The last checkpoint of all: everything that was ever answered. */
+/*
+ * The last checkpoint of all: everything that was ever answered.  A second
+ * one after it, which is empty: by its ack the commit of the first is as safe
+ * as the ack says.
+ */
 static int last_checkpoint(remus_primary *p, int keep, uint64_t *epoch)
 {
-    int err = keep ? 0 : remus_primary_own_checkpoint(p, epoch);
+    int err = 0;
+    for (int i = 0; !keep && err >= 0 && i < 2; i++)
+        err = remus_primary_own_checkpoint(p, epoch);
     if (err >= 0)
         err = remus_primary_state_flag(p, REMUS_PRIMARY_FENCED);
     return err < 0 ? err : 0;
 }
 
-void remus_primary_answer_ask(remus_primary *p, int flags)
+/* Whoever asks is told no at once, also in the middle of a copy. */
+void remus_primary_asked(remus_primary *p, int flags)
 {
     char why[REMUS_REASON_MAX];
-    uint64_t epoch = 0;
-    if (!stop_writes(p, why, sizeof why)) {
-        reply_to_ask(p, 0, 0, why);
-        return;
+    pthread_mutex_lock(&p->lock);
+    int yes = p->gave_way || may_give_way(p, why, sizeof why);
+    if (yes) {
+        p->asked = 1 | flags << 1;
+        pthread_cond_signal(&p->engine_wake);
     }
-    int err = last_checkpoint(p, flags & REMUS_ASK_KEEP, &epoch);
+    pthread_mutex_unlock(&p->lock);
+    if (!yes)
+        reply_to_ask(p, 0, 0, why);
+}
+
+/* lock held */
+static void gave_way(remus_primary *p, uint64_t epoch)
+{
+    char text[REMUS_REASON_MAX], at[48] = "";
+    if (epoch)
+        snprintf(at, sizeof at, ", with checkpoint %llu", (ull)epoch);
+    snprintf(text, sizeof text,
+             "gave way to the backup, which asked%s: it is the one that "
+             "writes from here on; if it did not become that, promote it",
+             at);
+    p->gave_way = 1;
+    p->gave_epoch = epoch;
+    remus_primary_set_state(p, REMUS_STATE_FENCED, text);
+    remus_primary_kick_parked(p);
+}
+
+void remus_primary_answer_ask(remus_primary *p, int flags)
+{
+    char why[REMUS_REASON_MAX] = "";
+    uint64_t epoch = 0;
+    int turn = (flags & REMUS_ASK_TURN) != 0, err = 0;
+    pthread_mutex_lock(&p->lock);
+    int before = p->gave_way; /* our answer may have been lost, or late */
+    int yes = before || may_give_way(p, why, sizeof why);
+    if (yes && !before)
+        set_fenced(p, 1); /* no write passes from here on */
+    /* The memory of a session that just ended may still be failed over to,
+     * and its last checkpoint is the disk that goes with it. */
+    int keep = flags & REMUS_ASK_KEEP ||
+               (!turn && remus_primary_in_grace(p));
+    pthread_mutex_unlock(&p->lock);
+    if (yes && !before)
+        err = last_checkpoint(p, keep, &epoch);
     pthread_mutex_lock(&p->lock);
     if (err) {
         set_fenced(p, 0);
         snprintf(why, sizeof why, "the primary's last checkpoint failed: "
                                   "%.180s",
                  remus_last_error());
-    } else {
-        p->gave_way = 1;
-        p->turns = (flags & REMUS_ASK_TURN) != 0;
-        remus_primary_set_state(p, REMUS_STATE_FENCED,
-                                "gave way to the backup, which asked: it is "
-                                "the one that writes from here on");
-        why[0] = '\0';
+    } else if (yes && !before) {
+        gave_way(p, epoch);
+    }
+    if (yes && !err) {
+        p->turns |= turn;
+        epoch = p->gave_epoch;
     }
     pthread_mutex_unlock(&p->lock);
-    reply_to_ask(p, !err, epoch, why);
+    reply_to_ask(p, yes && !err, epoch, why);
 }
 
 /* ---- being failed away from -------------------------------------------------- */

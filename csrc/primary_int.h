@@ -190,6 +190,7 @@ struct remus_primary {
     int asked;                    /* the backup asks us to give way: 1, and
                                      REMUS_ASK_* shifted left by one */
     int gave_way;                 /* by our own word, not by a promote */
+    uint64_t gave_epoch;          /* ... with this last checkpoint; 0: none */
     int turns;                    /* ... in order to be the backup next */
     int stopping;
     int state;                    /* enum remus_state */
@@ -424,6 +425,11 @@ int remus_primary_state_load(remus_primary *p, uint64_t *next_epoch);
 int remus_primary_state_store(remus_primary *p, uint64_t limit);
 /* Set a flag (REMUS_PRIMARY_*) durably. */
 int remus_primary_state_flag(remus_primary *p, uint32_t flag);
+/* May writes pass that nobody takes?  (lock held) */
+int remus_primary_has_leave(const remus_primary *p);
+/* Do some wait for that, and was the backup away for long enough?  (lock
+ * held) */
+int remus_primary_asks_alone(const remus_primary *p);
 /* Does a write that nobody takes need a new generation, and may it have one?
  * (lock held) */
 int remus_primary_may_go_alone(const remus_primary *p);
@@ -439,7 +445,12 @@ int remus_primary_alone_fails(const remus_primary *p);
  * its disk.  0; -EROFS it is one of a backup; -errno. */
 int remus_primary_take_over(remus_primary *p);
 
+/* Did a session end without teardown, not long ago?  (lock held) */
+int remus_primary_in_grace(const remus_primary *p);
+
 /* primary_fence.c */
+/* The backup asks us to give way (receiver). */
+void remus_primary_asked(remus_primary *p, int flags);
 /* The backup asks us to give way: answer it (engine thread).  flags:
  * REMUS_ASK_*. */
 void remus_primary_answer_ask(remus_primary *p, int flags);

@@ -97,14 +97,15 @@ static void mark_again(remus_primary *p, const struct remus_request *q,
  */
 static int may_pass(const remus_primary *p, struct remus_request *q)
 {
+    int passes = p->alone && remus_primary_has_leave(p);
     if (p->fenced)
         q->result = -EROFS;
     else if (!p->alone && remus_primary_alone_fails(p))
         q->result = p->alone_failed;
-    else if (!p->alone && (p->stopping || p->alone_refused))
+    else if (!passes && (p->stopping || p->alone_refused))
         q->result = -EIO;
     else
-        return p->alone;
+        return passes;
     return 1;
 }
 
@@ -166,10 +167,14 @@ static int queue_range(remus_primary *p, struct remus_request *q, int first)
             pthread_mutex_unlock(&p->lock);
             return passes;
         }
+        /* It is on our disk: if giving way fails we go on, and the backup
+         * must have it, too. */
         if (p->fenced && !q->copy) {
             q->result = -EROFS;
-            pthread_mutex_unlock(&p->lock);
-            return 1;
+            if (p->gave_way) {
+                pthread_mutex_unlock(&p->lock);
+                return 1;
+            }
         }
         uint32_t max = p->journaled ? p->max_payload : REMUS_REC_PAYLOAD_MAX;
         uint64_t n = zero || left < max ? left : max;

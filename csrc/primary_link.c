@@ -134,10 +134,7 @@ static int handle(remus_primary *p, const struct remus_record *r,
         pthread_mutex_unlock(&p->lock);
         return 0;
     case REMUS_REC_GIVE_WAY:
-        pthread_mutex_lock(&p->lock);
-        p->asked = 1 | r->flags << 1;
-        pthread_cond_signal(&p->engine_wake);
-        pthread_mutex_unlock(&p->lock);
+        remus_primary_asked(p, r->flags);
         return 0;
     case REMUS_REC_HASH_REPLY:
         if (r->length != sizeof p->hash_bits)

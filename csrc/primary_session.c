@@ -103,6 +103,12 @@ static int under_pressure(const remus_primary *p)
     return p->parked_room || left < p->capacity / 2;
 }
 
+int remus_primary_in_grace(const remus_primary *p)
+{
+    return p->session_ended_ns && p->io->now_ns(p->io) - p->session_ended_ns <
+                                      p->grace_ms * 1000000ull;
+}
+
 /* Shall the engine take a checkpoint now?  (lock held) */
 static int due(const remus_primary *p, uint64_t now)
 {
@@ -117,8 +123,7 @@ static int due(const remus_primary *p, uint64_t now)
     if (p->session_open)
         return 0;
     int pressed = under_pressure(p) && p->epoch_records;
-    if (p->session_ended_ns &&
-        now - p->session_ended_ns < p->grace_ms * 1000000ull)
+    if (remus_primary_in_grace(p))
         return pressed;
     if (pressed || p->state == REMUS_STATE_CATCHING_UP)
         return 1;

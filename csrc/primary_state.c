@@ -190,21 +190,39 @@ int remus_primary_state_load(remus_primary *p, uint64_t *next_epoch)
     char id[9];
     if (s.flags & REMUS_PRIMARY_FENCED)
         return remus_fail(-EROFS,
-                          "this side is fenced (generation %s...): the other "
-                          "one was promoted, and what this one would write "
-                          "now would be lost; start it as the backup of the "
-                          "other one",
+                          "this side is fenced (generation %s...): it gave "
+                          "way to the other one, or that was promoted, and "
+                          "what this one would write now would be lost; "
+                          "start it as the backup of the other one",
                           remus_id_text(s.lineage.id, id));
     *next_epoch = s.limit;
     p->kept = s;
     p->alone = !(s.flags & REMUS_PRIMARY_SHARED);
+    /* Who never had a backup needs no leave; who was promoted, or went on
+     * alone before, has it. */
+    p->alone_granted = p->alone && !(s.flags & REMUS_PRIMARY_UNASKED);
     return 0;
+}
+
+/* While a backup is connected (and compared) it is there: what is to be sure
+ * of comes with its loss. */
+int remus_primary_has_leave(const remus_primary *p)
+{
+    return !p->ask_alone || p->alone_granted || p->stats.connected;
 }
 
 int remus_primary_may_go_alone(const remus_primary *p)
 {
     return !p->streaming && !p->alone && !p->fenced &&
-           (!p->ask_alone || p->alone_granted);
+           remus_primary_has_leave(p);
+}
+
+int remus_primary_asks_alone(const remus_primary *p)
+{
+    uint64_t ms = (p->io->now_ns(p->io) - p->stats.link_changed_ns) / 1000000u;
+    return !p->streaming && !p->fenced && !remus_primary_has_leave(p) &&
+           p->state != REMUS_STATE_SPLIT_BRAIN && p->parked_room &&
+           ms >= p->loss_ms;
 }
 
 int remus_primary_alone_fails(const remus_primary *p)
@@ -245,13 +263,16 @@ void remus_primary_take_generation(remus_primary *p)
     pthread_mutex_lock(&p->lock);
     struct remus_primary_state s = p->kept;
     int needed = remus_primary_may_go_alone(p);
+    int asked = !p->ask_alone || p->alone_granted;
     uint64_t end = p->open_epoch - 1;
     /* No connection begins with a generation that is about to end. */
     p->taking = needed;
     pthread_mutex_unlock(&p->lock);
     if (needed && !err) {
         remus_lineage_push(&s.lineage, id, end);
-        s.flags &= ~REMUS_PRIMARY_SHARED;
+        s.flags &= ~(REMUS_PRIMARY_SHARED | REMUS_PRIMARY_UNASKED);
+        if (!asked)
+            s.flags |= REMUS_PRIMARY_UNASKED;
         err = store(p, &s);
     }
     /* A map of another generation is not believed: that costs time, and
@@ -271,7 +292,9 @@ void remus_primary_take_generation(remus_primary *p)
 static int decide(remus_primary *p, int granted)
 {
     pthread_mutex_lock(&p->lock);
-    p->alone_granted = granted;
+    /* While one is connected it is too late for the outage it was about. */
+    if (!granted || !p->stats.connected)
+        p->alone_granted = granted;
     p->alone_refused = !granted;
     /* Also those that have not been parked yet will find it. */
     p->park_kick = 1;

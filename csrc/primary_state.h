@@ -13,7 +13,8 @@
  *    4     4    version, 3
  *    8     8    sequence
  *   16     8    limit: the first number that was not reserved
- *   24     4    flags: 1 = a backup may know this generation; 2 = fenced
+ *   24     4    flags: 1 = a backup may know this generation; 2 = fenced;
+ *                4 = began without leave to go on alone
  *   28     4    CRC32C of the resource's name
  *   32   312    lineage (lineage.h)
  *  344     4    CRC32C of bytes 0..343
@@ -26,6 +27,8 @@
 
 #define REMUS_PRIMARY_SHARED 1u /* before a write passes alone, a new one */
 #define REMUS_PRIMARY_FENCED 2u /* gave way, or was failed away from */
+#define REMUS_PRIMARY_UNASKED 4u /* began without leave, beside a backup that
+                                    was connected and compared */
 
 struct remus_primary_state {
     uint64_t sequence;

@@ -151,7 +151,8 @@ struct remus_status {
     uint64_t dirty_bytes;       /* primary, not Protected: what the backup
                                    lacks, in whole blocks of 16 KiB */
     int asks_alone;             /* primary: writes wait for
-                                   remus_primary_go_alone() */
+                                   remus_primary_go_alone(), and the backup
+                                   has been away for `loss_ms` */
     int holds;                  /* primary: waits for acks go on, though the
                                    backup is lost */
     unsigned int writers;       /* primary: files open for writing */

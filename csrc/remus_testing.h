@@ -114,6 +114,8 @@ REMUS_API int remus_test_backup_apply(remus_backup *b);
 REMUS_API int remus_test_backup_checkpoint(remus_backup *b);
 /* Free the handle as a dying process would: no I/O at all. */
 REMUS_API void remus_test_backup_abandon(remus_backup *b);
+/* As if the primary's word, that it gives way, had never arrived. */
+REMUS_API void remus_test_backup_forget_answer(remus_backup *b);
 
 /* The name of the operation that fail_after made fail ("pwrite"), or "" as
  * long as it has not. */

@@ -31,7 +31,7 @@ static const unsigned int backup[] = {
     [REMUS_STATE_STANDBY] = TO(PROTECTED) | TO(CATCHING_UP) | TO(PROMOTING) |
                             TO(FAILED) | TO(SPLIT_BRAIN),
     [REMUS_STATE_PROMOTING] = TO(PROMOTED) | TO(FAILED),
-    [REMUS_STATE_PROMOTED] = 0,
+    [REMUS_STATE_PROMOTED] = TO(SPLIT_BRAIN),
     [REMUS_STATE_FAILED] = 0,
 };
 

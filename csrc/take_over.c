@@ -7,10 +7,19 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "backup.h"
 #include "error.h"
 #include "primary_int.h"
+
+static int is_backup(const char *path)
+{
+    return remus_fail(-EROFS,
+                      "this side is the backup (%s): promote it first, or "
+                      "start it as the backup",
+                      path);
+}
 
 static int take_over(remus_primary *p, int file, const char *path,
                      struct remus_super *super)
@@ -21,6 +30,25 @@ static int take_over(remus_primary *p, int file, const char *path,
     super->role = REMUS_SUPER_LEFT;
     return err ? err
                : remus_super_store(p->io, file, path, p->resource, super);
+}
+
+/*
+ * It was started as the backup since it was a primary, and no other primary
+ * has brought it up to date: it is what it was.  One that is fenced says so
+ * itself.
+ */
+static int take_back(remus_primary *p, int file, const char *path,
+                     struct remus_super *super)
+{
+    struct remus_primary_state s;
+    int err = remus_primary_state_read(p->io, p->state_dir, p->resource, &s);
+    if (err == -ENOENT ||
+        (!err && memcmp(s.lineage.id, super->lineage.id, REMUS_ID_BYTES)))
+        return is_backup(path); /* it was promoted, and chosen to lose */
+    if (err || s.flags & REMUS_PRIMARY_FENCED)
+        return err;
+    super->role = REMUS_SUPER_LEFT;
+    return remus_super_store(p->io, file, path, p->resource, super);
 }
 
 int remus_primary_take_over(remus_primary *p)
@@ -38,11 +66,10 @@ int remus_primary_take_over(remus_primary *p)
         err = 0; /* never stored: nothing was promised */
     else if (!err && super.role == REMUS_SUPER_PROMOTED)
         err = take_over(p, file, path, &super);
+    else if (!err && super.role == REMUS_SUPER_FOREIGN)
+        err = take_back(p, file, path, &super);
     else if (!err && super.role != REMUS_SUPER_LEFT)
-        err = remus_fail(-EROFS,
-                         "this side is the backup (%s): promote it first, or "
-                         "start it as the backup",
-                         path);
+        err = is_backup(path);
     p->io->close(p->io, file);
     return err;
 }

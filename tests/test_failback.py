@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +20,15 @@ from conftest import QUIET, SMALL
 from test_life import BLOCK, MIB, next_checkpoint, until
 from test_replica import checkpoint
 
-from remus_native import Backup, Primary, ReplicationLost, State, StateError
+from remus_native import (
+    Backup,
+    Export,
+    Primary,
+    ReplicationLost,
+    State,
+    StateError,
+)
+from remus_native._binding import lib
 
 
 class Hosts:
@@ -214,7 +224,17 @@ def test_a_side_has_one_role_at_a_time(hosts):
     # A primary since: as a backup it is what that primary left.
     again = hosts.backup("b", serve=False)
     assert "was the primary" in again.status().reason
+    with pytest.raises(StateError, match="another process"):
+        hosts.primary("b", wait=False)
     again.close()
+    # No other primary has brought it up to date: it is what it was.
+    generation = again_is_primary(hosts, "b")
+    assert again_is_primary(hosts, "b") == generation
+    # Once one has, it is not.
+    hosts.backup("b", discard_local=True)
+    a = hosts.primary("a")
+    checkpoint(a)
+    hosts.close()
     with pytest.raises(StateError, match="this side is the backup"):
         hosts.primary("b", wait=False)
 
@@ -234,6 +254,14 @@ def test_a_promoted_side_that_restarts_still_fences(hosts):
     with pytest.raises(StateError, match="Fenced"):
         a.pwrite(0, b"x", 0)
     assert hosts.data("b") == promoted
+
+
+def again_is_primary(hosts: Hosts, host: str) -> str:
+    primary = hosts.primary(host, wait=False)
+    assert primary.status().state is State.CONNECTING
+    generation = primary.status().generation
+    primary.close()
+    return generation
 
 
 def test_a_fenced_primary_stays_fenced(hosts):
@@ -270,7 +298,7 @@ def test_split_brain_is_named_and_the_guest_goes_on(hosts):
     a.pwrite(0, b"still runs", 0)
     with pytest.raises(ReplicationLost, match="SplitBrain"):
         a.postsuspend()
-    assert b.status().state is State.PROMOTED
+    assert b.status().state is State.SPLIT_BRAIN
 
 
 @pytest.mark.parametrize("loser", ["a", "b"])
@@ -379,11 +407,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_writes_wait_for_leave_to_go_on_alone(hosts):
     b = hosts.backup("b")
-    a = hosts.primary("a", ask_alone=True)
+    a = hosts.primary("a", ask_alone=True, loss_ms=1000)
     checkpoint(a)
     assert not a.status().asks_alone
     b.close()
-    until(lambda: a.status().asks_alone)
+    until(lambda: not a.status().connected)
     done = threading.Event()
 
     def write():
@@ -393,6 +421,8 @@ def test_writes_wait_for_leave_to_go_on_alone(hosts):
     thread = threading.Thread(target=write)
     thread.start()
     until(lambda: a.status().parked_writes == 1)
+    assert not a.status().asks_alone  # it may be back at once
+    until(lambda: a.status().asks_alone)
     assert not done.wait(0.2)
     assert a.pread(0, 1, 0)  # reads never wait
     a.go_alone()
@@ -404,7 +434,14 @@ def test_writes_wait_for_leave_to_go_on_alone(hosts):
     epoch = next_checkpoint(a)
     a.commit(epoch)
     b.close()
+    until(lambda: not a.status().connected)
+    done.clear()
+    thread = threading.Thread(target=write)
+    thread.start()
     until(lambda: a.status().asks_alone)
+    assert not done.is_set()
+    a.go_alone()
+    thread.join()
 
 
 def test_a_backup_that_returns_ends_the_wait(hosts):
@@ -412,7 +449,7 @@ def test_a_backup_that_returns_ends_the_wait(hosts):
     a = hosts.primary("a", ask_alone=True)
     checkpoint(a)
     b.close()
-    until(lambda: a.status().asks_alone)
+    until(lambda: not a.status().connected)
     thread = threading.Thread(target=lambda: a.pwrite(0, b"waits", 0))
     thread.start()
     until(lambda: a.status().parked_writes == 1)
@@ -431,7 +468,7 @@ def test_close_ends_the_wait_with_an_error(hosts):
     a = hosts.primary("a", ask_alone=True)
     checkpoint(a)
     b.close()
-    until(lambda: a.status().asks_alone)
+    until(lambda: not a.status().connected)
     errors = []
 
     def write():
@@ -571,3 +608,249 @@ def test_while_connected_it_is_never_stale(hosts):
     a.session_end()
     time.sleep(2.1)
     b.promote()
+
+
+# ---- what goes with a memory ---------------------------------------------------
+
+
+@pytest.mark.fuse
+def test_giving_way_keeps_the_disk_that_goes_with_the_memory(hosts, tmp_path):
+    """A toolstack's last checkpoint; its guest is destroyed; failover."""
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    with Export(a, mount):
+        guest = os.open(mount / "xvda", os.O_RDWR)
+        toolstack = os.open(mount / "xvda", os.O_RDONLY)
+        for i in range(3):
+            os.pwrite(guest, b"checkpoint %d" % i, 0)
+            fcntl.ioctl(toolstack, 20, 0)
+            fcntl.ioctl(toolstack, 30, 0)
+        m = a.status().prepared_epoch
+        os.pwrite(guest, b"after the memory", 0)
+        os.close(guest)
+        os.close(toolstack)
+        assert promote_once_closed(b) == m
+        assert hosts.data("b")[:16] == b"checkpoint 2\0\0\0\0"
+        assert a.status().state is State.FENCED
+
+
+def promote_once_closed(b: Backup) -> int:
+    """The kernel tells a node of a close some time after it."""
+    end = time.monotonic() + 30
+    while True:
+        try:
+            return b.promote()
+        except StateError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
+def gives_way(b: Backup) -> bool:
+    try:
+        return b.ask(turn=True)
+    except StateError as error:
+        assert error.errno == errno.EBUSY
+        return False
+
+
+@pytest.mark.fuse
+def test_a_swap_takes_all_of_it_all_the_same(hosts, tmp_path):
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    with Export(a, mount):
+        with (mount / "xvda").open("r+b", buffering=0) as guest:
+            fcntl.ioctl(guest, 20, 0)
+            fcntl.ioctl(guest, 30, 0)
+            guest.write(b"the last word")
+        until(lambda: gives_way(b))
+        assert a.status().turns
+        b.promote()
+        assert hosts.data("b")[:13] == b"the last word"
+
+
+@pytest.mark.fuse
+def test_what_the_engine_prepared_is_no_reason_to_go_further_back(hosts, tmp_path):
+    """Through ioctls nobody commits: the last prepared one with a memory."""
+    b = hosts.backup("b", commit_by="backup")
+    a = hosts.primary("a", commit_by="backup")
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    with Export(a, mount):
+        with (mount / "xvda").open("r+b", buffering=0) as guest:
+            guest.write(b"with a memory")
+            fcntl.ioctl(guest, 20, 0)
+            fcntl.ioctl(guest, 30, 0)
+            m = a.status().prepared_epoch
+            guest.seek(0)
+            guest.write(b"and without: ")
+        until(lambda: gives_way(b))  # takes one that no backup commits by itself
+        until(lambda: len(b.checkpoints()) > 2)
+        a.close()
+        until(lambda: not b.status().connected)
+        b.close()  # its word is gone with the process
+        b = hosts.backup("b", commit_by="backup", serve=False)
+        assert [cp.epoch for cp in b.checkpoints() if not cp.disk_only][-1] == m
+        assert b.promote() == m
+        assert hosts.data("b")[:13] == b"with a memory"
+
+
+def test_nothing_is_lost_where_only_the_backup_commits(hosts):
+    b = hosts.backup("b", commit_by="backup")
+    a = hosts.primary("a", commit_by="backup")
+    epoch = a.postsuspend()
+    a.preresume(epoch, timeout_s=30)
+    fill(a, 1)
+    a.session_end()
+    assert b.ask(turn=True)
+    b.promote()
+    assert hosts.data("a") == hosts.data("b")
+
+
+def test_a_second_question_gets_the_same_answer(hosts):
+    """The first answer may have been lost, or the one who asked."""
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    fill(a, 1)
+    assert b.ask()
+    # As if it had not arrived: nothing is noted, and it is asked again.
+    lib.remus_test_backup_forget_answer(b._raw)
+    assert b.ask(turn=True)
+    assert a.status().turns
+    assert "with checkpoint" in a.status().reason
+    b.promote()
+    assert hosts.data("a") == hosts.data("b")
+
+
+def test_busy_at_once_in_a_copy(hosts):
+    """No answer of an engine that copies is waited for."""
+    hosts.image("a").write_bytes(random.Random(1).randbytes(hosts.size))
+    b = hosts.backup("b")
+    a = hosts.primary("a", wait=False, resync_rate=MIB)
+    until(lambda: a.status().state is State.CATCHING_UP)
+    start = time.monotonic()
+    with pytest.raises(StateError, match="CatchingUp") as caught:
+        b.ask()
+    assert caught.value.errno == errno.EBUSY
+    assert time.monotonic() - start < 0.9
+
+
+# ---- which side a stranger's disks are -------------------------------------------
+
+
+def test_a_primary_that_was_failed_away_from_is_told_by_its_successor(hosts):
+    """It was dead meanwhile, and the promoted side has been a primary since."""
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    fill(a, 1)
+    checkpoint(a)
+    fill(a, 2, at=MIB)
+    a.close()
+    b.promote()
+    b.close()
+    hosts.primary("b", wait=False).close()
+    b = hosts.backup("b")
+    a = hosts.primary("a", wait=False)
+    until(lambda: a.status().state is State.FENCED)
+    assert b.status().state is State.INCONSISTENT
+    with pytest.raises(StateError, match="Fenced"):
+        a.pwrite(0, b"x", 0)
+    a.close()
+    with pytest.raises(StateError, match="fenced"):
+        hosts.primary("a", wait=False)
+    # The one that was started in the wrong role goes back to its own.
+    b.close()
+    back = hosts.backup("a")
+    b = hosts.primary("b")
+    fill(b, 3)
+    epoch = checkpoint(b)
+    b.close()
+    assert back.promote() == epoch
+    assert hosts.data("a") == hosts.data("b")
+
+
+def test_both_sides_name_a_split_also_the_promoted_one(hosts):
+    a, b = split(hosts)
+    until(lambda: a.status().state is State.SPLIT_BRAIN)
+    assert b.status().state is State.SPLIT_BRAIN
+    assert "--discard-local" in b.status().reason
+    assert b.status().promoted_epoch
+    b.promote()  # it is, for good
+
+
+def test_a_backup_that_follows_another_branch_can_be_chosen_to_lose(hosts, tmp_path):
+    """The primary's state directory comes from an old copy."""
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    checkpoint(a)
+    a.close()
+    shutil.copytree(hosts.folder / "a", tmp_path / "copy")
+    b.close()
+    a = hosts.primary("a", wait=False)
+    fill(a, 2)  # a generation of its own
+    b = hosts.backup("b")
+    a.wait_protected(timeout_s=30)
+    checkpoint(a)
+    a.close()
+    shutil.rmtree(hosts.folder / "a")
+    (tmp_path / "copy").rename(hosts.folder / "a")
+    a = hosts.primary("a", wait=False)
+    until(lambda: a.status().state is State.SPLIT_BRAIN)
+    until(lambda: b.status().state is State.SPLIT_BRAIN)
+    assert "--discard-local" in b.status().reason
+    b.close()
+    fill(a, 4, at=2 * MIB)
+    b = hosts.backup("b", discard_local=True)
+    a.wait_protected(timeout_s=30)
+    epoch = checkpoint(a)
+    a.close()
+    assert b.promote() == epoch
+    assert hosts.data("a") == hosts.data("b")
+
+
+# ---- leave, once more ------------------------------------------------------------
+
+
+def test_no_leave_is_asked_for_while_the_backup_is_there(hosts):
+    """It compares its disks for long; the guest writes, nothing is fenced."""
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    checkpoint(a)
+    a.close()
+    (hosts.folder / "a" / "dirty.map").unlink()
+    a = hosts.primary("a", wait=False, ask_alone=True, resync_rate=MIB, loss_ms=1000)
+    until(lambda: a.status().state is State.CATCHING_UP)
+    start = time.monotonic()
+    a.pwrite(0, b"goes on", 0)
+    assert time.monotonic() - start < 2  # it compares for 4 s
+    while a.status().state is State.CATCHING_UP:
+        assert not a.status().asks_alone
+        time.sleep(0.01)
+    a.wait_protected(timeout_s=60)
+    epoch = next_checkpoint(a)
+    a.commit(epoch)
+    # What passed then gives no leave for a later outage.
+    b.close()
+    until(lambda: not a.status().connected)
+    a.go_alone()
+    until(lambda: a.status().parked_writes == 0)
+
+
+def test_leave_that_comes_too_late_is_none(hosts):
+    b = hosts.backup("b")
+    a = hosts.primary("a", ask_alone=True, loss_ms=1000)
+    checkpoint(a)
+    a.go_alone()  # the outage that it was about is over
+    b.close()
+    until(lambda: not a.status().connected)
+    thread = threading.Thread(target=lambda: a.pwrite(0, b"waits", 0))
+    thread.start()
+    until(lambda: a.status().asks_alone)
+    assert thread.is_alive()
+    a.go_alone()
+    thread.join(30)
+    assert not thread.is_alive()
