@@ -215,6 +215,9 @@ uint64_t remus_backup_stable(const remus_backup *b);
 int remus_backup_consistent(const remus_backup *b);
 /* Seconds since 1970. */
 uint64_t remus_backup_now_s(const remus_backup *b);
+/* 0, or the final failure with its text: also a primary that writes nothing
+ * is told of it (lock not held). */
+int remus_backup_check_well(remus_backup *b);
 /* Keep the reason of a final failure (lock not held); returns err. */
 int remus_backup_failed(remus_backup *b, int err);
 
