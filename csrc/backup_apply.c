@@ -328,6 +328,10 @@ int remus_backup_adopt(remus_backup *b)
     s.last_epoch = b->last_epoch;
     s.next_number = b->next_number;
     pthread_mutex_unlock(&b->lock);
+    /* What was compared with the primary's blocks may be in the page cache
+     * only, where the primary that ended here left it. */
+    if (!err && s.role != b->super.role)
+        err = remus_backup_sync_disks(b);
     if (!err && todo)
         err = remus_backup_store_super(b, &s);
     pthread_mutex_unlock(&b->apply_lock);

@@ -152,11 +152,16 @@ def check_everything(world: World, model: Model, *, tags: bool = False) -> list[
     return epochs
 
 
-def offered_by(world: World) -> list[int]:
-    backup = TestBackup(world.clone())
-    epochs = [epoch for epoch, _, _ in backup.checkpoints()]
+def checkpoints_of(world: World) -> list[tuple[int, bytes, bool]]:
+    """What a backup that is opened now offers."""
+    backup = TestBackup(world)
+    offered = backup.checkpoints()
     backup.abandon()
-    return epochs
+    return offered
+
+
+def offered_by(world: World) -> list[int]:
+    return [epoch for epoch, _, _ in checkpoints_of(world.clone())]
 
 
 def finished() -> tuple[World, Model, list[int]]:

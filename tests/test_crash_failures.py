@@ -16,6 +16,7 @@ from crash_checks import (
     WORK,
     again,
     check_everything,
+    checkpoints_of,
     finished,
     promote_and_compare,
     promote_steps,
@@ -142,9 +143,7 @@ def test_with_short_and_interrupted_operations(end):
 def test_an_open_that_fails_takes_nothing(err):
     """Whatever goes wrong while opening: the next one finds it all."""
     world, model, epochs = finished()
-    backup = TestBackup(world.clone())
-    opened = backup.checkpoints()
-    backup.abandon()
+    opened = checkpoints_of(world.clone())
     for j in range(promote_steps(world, epochs[0])[0]):
         twin = world.clone()
         twin.drops_cache()
@@ -155,7 +154,5 @@ def test_an_open_that_fails_takes_nothing(err):
             with telling(f"operation {j} ({twin.failed_op}) failed, then {end}"):
                 after = twin.clone()
                 after.crash(end, j)
-                backup = TestBackup(after)
-                assert backup.checkpoints() == opened
-                backup.abandon()
+                assert checkpoints_of(after) == opened
                 promote_and_compare(after, model, epochs[-1])

@@ -18,6 +18,7 @@ from crash_checks import (
     again,
     check_everything,
     check_offer,
+    checkpoints_of,
     finished,
     promote_steps,
     telling,
@@ -173,17 +174,13 @@ def test_stale_records_of_the_same_epoch(end):
 @pytest.mark.parametrize("end", ENDS)
 def test_a_crash_during_recovery_changes_nothing(end):
     world, model, epochs = finished()
-    backup = TestBackup(world.clone())
-    opened = backup.checkpoints()
-    backup.abandon()
+    opened = checkpoints_of(world.clone())
     for j in range(promote_steps(world, epochs[0])[0]):
         twin = world.clone()
         twin.stop_after(j)
         assert run_until_failure(twin, lambda backup: None) is not None
         twin.crash(end, j)
-        backup = TestBackup(twin)
-        assert backup.checkpoints() == opened
-        backup.abandon()
+        assert checkpoints_of(twin) == opened
     check_everything(world, model)
 
 
@@ -192,9 +189,7 @@ def offered_again(world: World, offered: object, *what: object) -> None:
         with telling(*what, f"recovered, then {end}"):
             after = world.clone()
             after.crash(end, 5)
-            backup = TestBackup(after)
-            assert backup.checkpoints() == offered
-            backup.abandon()
+            assert checkpoints_of(after) == offered
 
 
 def test_what_a_recovery_found_is_there_for_good():
@@ -206,10 +201,7 @@ def test_what_a_recovery_found_is_there_for_good():
         world.stop_after(k)
         run_until_failure(world, lambda b, m=model: WORK.run(b, m))
         world.crash("kill")
-        backup = TestBackup(world)
-        offered = backup.checkpoints()
-        backup.abandon()
-        offered_again(world, offered, f"killed after operation {k}")
+        offered_again(world, checkpoints_of(world), f"killed after operation {k}")
 
 
 def test_what_a_recovery_found_after_a_failed_sync_is_there_for_good():
@@ -223,10 +215,7 @@ def test_what_a_recovery_found_after_a_failed_sync_is_there_for_good():
         if world.failed_op != "fdatasync":
             continue
         world.crash("kill")
-        backup = TestBackup(world)
-        offered = backup.checkpoints()
-        backup.abandon()
-        offered_again(world, offered, f"sync {k} failed")
+        offered_again(world, checkpoints_of(world), f"sync {k} failed")
 
 
 @pytest.mark.parametrize("end", POWER)
