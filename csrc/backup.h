@@ -171,6 +171,7 @@ struct remus_backup {
     size_t epoch_count, epoch_cap; /* lock */
     struct remus_epoch *open; /* lock: the open epoch; NULL: no record yet */
     struct remus_epoch *free_epochs; /* lock */
+    size_t free_count;        /* lock: of them */
 
     uint64_t session;         /* lock */
     int session_start;        /* lock: the next segment starts a session */
