@@ -27,6 +27,16 @@ int remus_backup_failed(remus_backup *b, int err)
     return err;
 }
 
+int remus_backup_check_well(remus_backup *b)
+{
+    pthread_mutex_lock(&b->lock);
+    int err = b->failed;
+    if (err)
+        remus_fail(err, "the backup has failed: %s", b->reason);
+    pthread_mutex_unlock(&b->lock);
+    return err;
+}
+
 uint64_t remus_backup_now_s(const remus_backup *b)
 {
     return b->io->real_s(b->io);

@@ -172,6 +172,7 @@ struct remus_backup {
     size_t epoch_count, epoch_cap; /* lock */
     struct remus_epoch *open; /* lock: the open epoch; NULL: no record yet */
     struct remus_epoch *free_epochs; /* lock */
+    size_t free_count;        /* lock: of them */
 
     uint64_t session;         /* lock */
     int session_start;        /* lock: the next segment starts a session */
@@ -220,6 +221,9 @@ int remus_backup_consistent(const remus_backup *b);
 int remus_backup_committed(const remus_backup *b);
 /* Seconds since 1970. */
 uint64_t remus_backup_now_s(const remus_backup *b);
+/* 0, or the final failure with its text: also a primary that writes nothing
+ * is told of it (lock not held). */
+int remus_backup_check_well(remus_backup *b);
 /* Keep the reason of a final failure (lock not held); returns err. */
 int remus_backup_failed(remus_backup *b, int err);
 

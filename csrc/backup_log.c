@@ -10,6 +10,7 @@
 
 typedef unsigned long long ull;
 
+#define KEPT_EPOCHS 64u    /* unused ones */
 #define KEPT_EXTENTS 1024u /* room for so many stays with an unused epoch */
 
 /* ---- epochs ---------------------------------------------------------- */
@@ -17,10 +18,12 @@ typedef unsigned long long ull;
 struct remus_epoch *remus_epoch_take(remus_backup *b, uint64_t number)
 {
     struct remus_epoch *e = b->free_epochs;
-    if (e)
+    if (e) {
         b->free_epochs = e->next_free;
-    else
+        b->free_count--;
+    } else {
         e = calloc(1, sizeof *e);
+    }
     if (!e)
         return NULL;
     struct remus_extents keep = e->extents;
@@ -33,11 +36,16 @@ struct remus_epoch *remus_epoch_take(remus_backup *b, uint64_t number)
 
 void remus_epoch_give(remus_backup *b, struct remus_epoch *e)
 {
-    /* What a large epoch needed is not kept for small ones. */
-    if (e->extents.cap > KEPT_EXTENTS)
+    /* What large epochs, or many at once, needed is not kept. */
+    if (e->extents.cap > KEPT_EXTENTS || b->free_count >= KEPT_EPOCHS)
         remus_extents_free(&e->extents);
+    if (b->free_count >= KEPT_EPOCHS) {
+        free(e);
+        return;
+    }
     e->next_free = b->free_epochs;
     b->free_epochs = e;
+    b->free_count++;
 }
 
 int remus_epoch_index(remus_backup *b, struct remus_epoch *e,

@@ -143,7 +143,7 @@ static int handle(struct remus_backup_net *net, const struct remus_record *r,
         pthread_mutex_unlock(&net->lock);
         return 0;
     case REMUS_REC_PING:
-        return 0;
+        return remus_backup_check_well(b);
     case REMUS_REC_BYE:
         return 1;
     case REMUS_REC_ERROR:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import formats
 import pytest
+from crash_checks import ENDS, POWER, telling
 from crash_model import (
     NAMES,
     SEGMENT,
@@ -26,7 +27,6 @@ from crash_model import (
     TestBackup,
     World,
 )
-from test_crash import ENDS, POWER, telling
 
 BLOCK = 4096
 NONE, PARTIAL, COMPLETE, CONSISTENT, _, FOREIGN = range(6)
