@@ -426,6 +426,7 @@ static int allocate(remus_backup *b, const struct remus_backup_config *c,
                                            : DEFAULT_STALE_S;
     b->lock_file = b->super_file = b->journal_lock = -1;
     pthread_mutex_init(&b->apply_lock, NULL);
+    pthread_mutex_init(&b->view_lock, NULL);
     pthread_mutex_init(&b->lock, NULL);
     b->disks = calloc(c->volume_count, sizeof *b->disks);
     b->resource = strdup(c->resource);
@@ -561,6 +562,7 @@ void remus_backup_free(remus_backup *b)
     free(b->buffer);
     pthread_mutex_destroy(&b->lock);
     pthread_mutex_destroy(&b->apply_lock);
+    pthread_mutex_destroy(&b->view_lock);
     free(b);
 }
 

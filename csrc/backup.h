@@ -15,6 +15,8 @@
  * Locks, in the order in which they may be taken:
  *   apply_lock      one apply, checkpoint, copy step or promote at a time;
  *                   held during disk I/O
+ *   view_lock       closed epochs keep their extents as they are, and the
+ *                   journal keeps its segments; held for milliseconds
  *   journal.sync_lock
  *   lock            everything marked "lock" below; never held during a
  *                   sync or disk I/O (appends to the journal's page cache
@@ -111,8 +113,9 @@ int remus_super_store(remus_io *io, int file, const char *path,
 /* One closed or open epoch that is not applied yet.  Guard: lock. */
 struct remus_epoch {
     uint64_t number;
-    struct remus_extents extents; /* open: lock; closed: apply_lock (it is
-                                     also freed with that held) */
+    struct remus_extents extents; /* open: lock; closed: apply_lock and
+                                     view_lock to change, one to read (it
+                                     is also freed with `lock` held) */
     uint64_t first_seq;      /* journal segment of its first record */
     uint64_t records;        /* counted records before the barrier */
     uint64_t barrier_number; /* number of its barrier; 0: open */
@@ -153,6 +156,7 @@ struct remus_backup {
                                  whatever is on them */
 
     pthread_mutex_t apply_lock;
+    pthread_mutex_t view_lock;
     pthread_mutex_t lock;
     struct remus_journal journal; /* its owner lock is `lock` */
     struct remus_extents merge;   /* apply_lock: what is being applied */
@@ -266,8 +270,20 @@ int remus_backup_compare(remus_backup *b, const struct remus_record *r,
 
 int remus_backup_check_hashes(const remus_backup *b,
                               const struct remus_record *r);
-/* backup_verify.c: the same in the middle of a stream (session thread).
- * -EAGAIN: an apply is under way. */
+/*
+ * Read a piece of a disk that is not given free.  Blocks that the disk can't give
+ * are zero then, and count as different: `bits` from block `first` on.  So
+ * they are sent again, and writing a block is what may mend it.
+ */
+int remus_backup_read_piece(remus_backup *b, const struct remus_disk *d,
+                            unsigned char *buf, size_t len, uint64_t offset,
+                            unsigned int first, unsigned char *bits);
+/* Add the blocks whose hashes differ. */
+void remus_backup_hash_piece(const unsigned char *buf, size_t len,
+                             const unsigned char *hashes, unsigned int first,
+                             unsigned char *bits);
+/* backup_verify.c: the same in the middle of a stream (session thread), also
+ * while an apply is under way. */
 int remus_backup_verify(remus_backup *b, const struct remus_record *r,
                         const unsigned char *hashes,
                         unsigned char bits[REMUS_HASH_BLOCKS / 8]);

@@ -74,10 +74,11 @@ static void measure(remus_backup *b, uint64_t target)
     struct remus_epoch *e;
     for (size_t i = 0; (e = closed(b, i, target)); i++) {
         uint64_t covered = 0, extents = 0;
-        /* Out of memory: one number less in the statistics. */
-        if (remus_extents_measure(&e->extents, &covered, &extents) ||
-            !extents)
-            continue;
+        pthread_mutex_lock(&b->view_lock);
+        int err = remus_extents_measure(&e->extents, &covered, &extents);
+        pthread_mutex_unlock(&b->view_lock);
+        if (err || !extents)
+            continue; /* out of memory: one number less in the statistics */
         pthread_mutex_lock(&b->lock);
         note_measured(b, e, extents, covered);
         pthread_mutex_unlock(&b->lock);
@@ -254,9 +255,11 @@ static int checkpoint_held(remus_backup *b)
         err = remus_backup_store_super(b, &s);
     if (err)
         return err;
+    pthread_mutex_lock(&b->view_lock);
     pthread_mutex_lock(&b->lock);
     remus_journal_free(&b->journal, s.tail);
     pthread_mutex_unlock(&b->lock);
+    pthread_mutex_unlock(&b->view_lock);
     return 0;
 }
 

@@ -48,6 +48,38 @@ static int overlay(remus_backup *b, unsigned int volume, uint64_t start,
     return 0;
 }
 
+int remus_backup_read_piece(remus_backup *b, const struct remus_disk *d,
+                            unsigned char *buf, size_t len, uint64_t offset,
+                            unsigned int first, unsigned char *bits)
+{
+    int err = remus_io_read(b->io, d->file, buf, len, offset);
+    for (size_t i = 0; err == -EIO && i < len; i += REMUS_DIRTY_BLOCK) {
+        size_t n = len - i < REMUS_DIRTY_BLOCK ? len - i : REMUS_DIRTY_BLOCK;
+        unsigned int block = first + (unsigned int)(i / REMUS_DIRTY_BLOCK);
+        if (remus_io_read(b->io, d->file, buf + i, n, offset + i)) {
+            memset(buf + i, 0, n);
+            bits[block / 8] |= (unsigned char)(1u << block % 8);
+        }
+    }
+    return err && err != -EIO
+               ? remus_fail(err, "volume %s: read %s: %s", d->name, d->path,
+                            remus_errno_text(err))
+               : 0;
+}
+
+void remus_backup_hash_piece(const unsigned char *buf, size_t len,
+                             const unsigned char *hashes, unsigned int first,
+                             unsigned char *bits)
+{
+    for (size_t i = 0; i < len; i += REMUS_DIRTY_BLOCK, first++) {
+        unsigned char mine[REMUS_HASH_BYTES];
+        size_t n = len - i < REMUS_DIRTY_BLOCK ? len - i : REMUS_DIRTY_BLOCK;
+        remus_hash(buf + i, n, mine);
+        if (memcmp(mine, hashes + first * REMUS_HASH_BYTES, sizeof mine))
+            bits[first / 8] |= (unsigned char)(1u << first % 8);
+    }
+}
+
 /* apply_lock held */
 static int compare(remus_backup *b, const struct remus_record *r,
                    const unsigned char *hashes, unsigned char *bits)
@@ -55,27 +87,19 @@ static int compare(remus_backup *b, const struct remus_record *r,
     struct remus_disk *d = &b->disks[r->volume];
     uint64_t end = r->offset + r->range;
     unsigned int block = 0;
-    for (uint64_t at = r->offset; at < end;) {
+    int err = 0;
+    for (uint64_t at = r->offset; !err && at < end;) {
         size_t n = end - at < REMUS_APPLY_BYTES ? (size_t)(end - at)
                                                 : REMUS_APPLY_BYTES;
-        int err = remus_io_read(b->io, d->file, b->buffer, n, at);
-        if (err)
-            return remus_fail(err, "volume %s: read %s: %s", d->name, d->path,
-                              remus_errno_text(err));
-        err = overlay(b, r->volume, at, at + n, b->buffer);
-        if (err)
-            return err;
-        for (size_t i = 0; i < n; i += REMUS_DIRTY_BLOCK, block++) {
-            unsigned char mine[REMUS_HASH_BYTES];
-            size_t len = n - i < REMUS_DIRTY_BLOCK ? n - i
-                                                   : REMUS_DIRTY_BLOCK;
-            remus_hash(b->buffer + i, len, mine);
-            if (memcmp(mine, hashes + block * REMUS_HASH_BYTES, sizeof mine))
-                bits[block / 8] |= (unsigned char)(1u << block % 8);
-        }
+        err = remus_backup_read_piece(b, d, b->buffer, n, at, block, bits);
+        if (!err)
+            err = overlay(b, r->volume, at, at + n, b->buffer);
+        if (!err)
+            remus_backup_hash_piece(b->buffer, n, hashes, block, bits);
         at += n;
+        block += REMUS_APPLY_BYTES / REMUS_DIRTY_BLOCK;
     }
-    return 0;
+    return err;
 }
 
 int remus_backup_check_hashes(const remus_backup *b,

@@ -103,10 +103,6 @@ static int on_hashes(struct remus_backup_net *net,
     pthread_mutex_unlock(&net->b->lock);
     int err = streaming ? remus_backup_verify(net->b, r, payload, bits)
                         : remus_backup_compare(net->b, r, payload, bits);
-    if (err == -EAGAIN) {
-        answer.flags = REMUS_HASH_BUSY;
-        err = 0;
-    }
     return err ? err : remus_backup_send(net, &answer, bits);
 }
 

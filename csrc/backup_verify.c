@@ -4,16 +4,20 @@
  * write to them was under way and sent where all writes before stand before
  * them, against what disks, closed epochs and the open one hold together at
  * this point.  The session thread does it, so acks wait for it: a question is
- * small, and one that would have to wait for an apply is given back.
+ * small.
+ *
+ * An apply may be under way.  It writes what closed epochs hold, and nothing
+ * else; so first what they hold here is listed, then the disk is read, then
+ * what is listed is put over it: whatever the apply has written by then, and
+ * whether the epochs are still there, this is what both hold together.
+ * view_lock keeps the segments until they are read.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "backup.h"
-#include "dirty.h"
 #include "error.h"
-#include "hash.h"
 
 /* A part of the range that the journal holds, in the order of writing. */
 struct piece {
@@ -63,54 +67,56 @@ static int collect(struct pieces *p, const struct remus_extents *x,
     return err;
 }
 
-/* What of a piece is only staged so far is copied (lock held); the rest is
- * in the file and is read later. */
-static void overlay_staged(remus_backup *b, const struct piece *one,
-                           unsigned char *buf)
+/*
+ * What of a piece is only staged so far is copied; returns how many bytes are
+ * before that.  Those are in the file, and stay there.  (lock held)
+ */
+static uint64_t copy_staged(const struct remus_journal *j,
+                            const struct piece *one, unsigned char *buf)
 {
-    const struct remus_journal *j = &b->journal;
-    if (one->pos == REMUS_EXTENT_ZERO || !j->head.seq ||
+    if (!j->head.seq ||
         one->pos / j->segment_bytes != j->head.seq % j->segments)
-        return;
+        return one->len;
     uint64_t at = one->pos % j->segment_bytes;
     if (at + one->len <= j->stage_base)
-        return;
+        return one->len;
     uint64_t skip = at < j->stage_base ? j->stage_base - at : 0;
     memcpy(buf + one->at + skip, j->stage + (at + skip - j->stage_base),
            (size_t)(one->len - skip));
+    return skip;
 }
 
-/* apply_lock held: nothing moves from the journal to the disks meanwhile. */
-static int view(remus_backup *b, const struct remus_record *r,
-                struct pieces *p, unsigned char *buf)
+static int overlay(remus_backup *b, const struct piece *one,
+                   unsigned char *buf)
 {
-    struct remus_disk *d = &b->disks[r->volume];
-    int err = remus_io_read(b->io, d->file, buf, (size_t)r->range, r->offset);
-    if (err)
-        return remus_fail(err, "volume %s: read %s: %s", d->name, d->path,
-                          remus_errno_text(err));
+    if (one->pos == REMUS_EXTENT_ZERO) {
+        memset(buf + one->at, 0, (size_t)one->len);
+        return 0;
+    }
+    pthread_mutex_lock(&b->lock);
+    uint64_t filed = copy_staged(&b->journal, one, buf);
+    pthread_mutex_unlock(&b->lock);
+    return filed ? remus_journal_read(&b->journal, one->pos, buf + one->at,
+                                      (size_t)filed)
+                 : 0;
+}
+
+/* view_lock held */
+static int view(remus_backup *b, const struct remus_record *r,
+                struct pieces *p, unsigned char *buf, unsigned char *bits)
+{
+    int err = 0;
     pthread_mutex_lock(&b->lock);
     for (size_t i = 0; !err && i < b->epoch_count; i++)
         err = collect(p, &b->epochs[i]->extents, r);
     if (!err && b->open)
         err = collect(p, &b->open->extents, r);
     pthread_mutex_unlock(&b->lock);
-    for (size_t i = 0; !err && i < p->n; i++) {
-        const struct piece *one = &p->v[i];
-        if (one->pos == REMUS_EXTENT_ZERO) {
-            memset(buf + one->at, 0, (size_t)one->len);
-            continue;
-        }
-        /* Bytes that are staged are not in the file (nobody but this thread
-         * stages any): reading gives what was there before, and the copy
-         * then puts them right. */
-        err = remus_journal_read(&b->journal, one->pos, buf + one->at,
-                                 (size_t)one->len);
-        pthread_mutex_lock(&b->lock);
-        if (!err)
-            overlay_staged(b, one, buf);
-        pthread_mutex_unlock(&b->lock);
-    }
+    if (!err)
+        err = remus_backup_read_piece(b, &b->disks[r->volume], buf,
+                                      (size_t)r->range, r->offset, 0, bits);
+    for (size_t i = 0; !err && i < p->n; i++)
+        err = overlay(b, &p->v[i], buf);
     return err;
 }
 
@@ -126,20 +132,15 @@ int remus_backup_verify(remus_backup *b, const struct remus_record *r,
                          (unsigned long long)r->range);
     if (err)
         return err;
-    if (pthread_mutex_trylock(&b->apply_lock))
-        return -EAGAIN;
-    err = view(b, r, &p, b->buffer);
-    for (uint32_t i = 0; !err && (uint64_t)i * REMUS_DIRTY_BLOCK < r->range;
-         i++) {
-        unsigned char mine[REMUS_HASH_BYTES];
-        uint64_t at = (uint64_t)i * REMUS_DIRTY_BLOCK;
-        uint64_t n = r->range - at < REMUS_DIRTY_BLOCK ? r->range - at
-                                                       : REMUS_DIRTY_BLOCK;
-        remus_hash(b->buffer + at, (size_t)n, mine);
-        if (memcmp(mine, hashes + i * REMUS_HASH_BYTES, sizeof mine))
-            bits[i / 8] |= (unsigned char)(1u << i % 8);
-    }
-    pthread_mutex_unlock(&b->apply_lock);
+    unsigned char *buf = aligned_alloc(REMUS_PAGE, REMUS_APPLY_BYTES);
+    if (!buf)
+        return remus_fail(-ENOMEM, "out of memory");
+    pthread_mutex_lock(&b->view_lock);
+    err = view(b, r, &p, buf, bits);
+    pthread_mutex_unlock(&b->view_lock);
+    if (!err)
+        remus_backup_hash_piece(buf, (size_t)r->range, hashes, 0, bits);
+    free(buf);
     free(p.v);
     return err;
 }

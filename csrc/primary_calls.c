@@ -115,6 +115,19 @@ int remus_primary_copy_range(remus_primary *p, unsigned int volume,
     return io_result(p, volume, "read", submit_and_wait(p, &q));
 }
 
+int remus_primary_repair_range(remus_primary *p, unsigned int volume,
+                               uint64_t offset, size_t len,
+                               unsigned char *buf)
+{
+    struct remus_request q = {.kind = REMUS_REQ_COPY,
+                              .copy = 1,
+                              .repair = 1,
+                              .volume = volume,
+                              .range = {offset, offset + len, NULL},
+                              .into = buf};
+    return io_result(p, volume, "read", submit_and_wait(p, &q));
+}
+
 int remus_primary_hash_range(remus_primary *p, unsigned int volume,
                              uint64_t offset, size_t len, unsigned char *buf,
                              unsigned char *hashes, uint64_t session,

@@ -94,6 +94,7 @@ struct remus_request {
     uint64_t queued;              /* bytes of the range in the queue */
     uint32_t set;                 /* pinned in the dirty map, see do_local */
     int copy;                     /* began as a COPY */
+    int repair;                   /* ... of what the map did not know of */
     int result;                   /* of the local write */
     uint64_t since_ns;            /* parked since */
     remus_done_fn done;
@@ -231,7 +232,6 @@ struct remus_primary {
     int direct;                   /* it went straight to the disks */
     int64_t hash_asked;           /* the newest question about block hashes */
     int64_t hash_answered;        /* the newest one that has its answer */
-    int hash_busy;                /* ... which is: once more */
     unsigned char hash_bits[REMUS_HASH_BLOCKS / 8]; /* which differ */
     uint64_t progress_ns;         /* last ack, or the first barrier after */
     uint64_t progress_spent;      /* `spent` at the last ack */
@@ -328,6 +328,11 @@ int remus_primary_check_io(remus_primary *p, unsigned int volume,
 int remus_primary_copy_range(remus_primary *p, unsigned int volume,
                              uint64_t offset, size_t len,
                              unsigned char *buf);
+/* The same of a range that both sides were believed to agree on: like a
+ * write it is marked as what the backup lacks, in the epoch it is queued in. */
+int remus_primary_repair_range(remus_primary *p, unsigned int volume,
+                               uint64_t offset, size_t len,
+                               unsigned char *buf);
 /* Queue a range as zeroes if it is a hole.  -EAGAIN: it is not. */
 int remus_primary_copy_hole(remus_primary *p, unsigned int volume,
                             uint64_t offset, uint64_t len);

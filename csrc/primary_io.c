@@ -85,7 +85,7 @@ static void mark_again(remus_primary *p, const struct remus_request *q,
                        uint64_t from, uint64_t len)
 {
     uint32_t open = atomic_load(&p->dirty.open);
-    if (!q->copy && q->set != open)
+    if (q->repair || (!q->copy && q->set != open))
         remus_dirty_mark(&p->dirty, open, q->volume, q->range.start + from,
                          len);
 }

@@ -142,7 +142,6 @@ static int handle(remus_primary *p, const struct remus_record *r,
                               r->length);
         pthread_mutex_lock(&p->lock);
         memcpy(p->hash_bits, payload, sizeof p->hash_bits);
-        p->hash_busy = r->flags == REMUS_HASH_BUSY;
         p->hash_answered = (int64_t)r->number;
         pthread_cond_broadcast(&p->changed);
         pthread_mutex_unlock(&p->lock);

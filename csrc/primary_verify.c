@@ -17,7 +17,6 @@ typedef unsigned long long ull;
 
 #define PIECE (16u * REMUS_DIRTY_BLOCK) /* of one question: what acks and
                                            writes to it may wait for */
-#define AGAIN_MS 5u                     /* the backup was applying */
 
 struct verify {
     remus_primary *p;
@@ -61,7 +60,7 @@ static int lost(remus_primary *p)
     return err;
 }
 
-/* 0 and the bits of the blocks that differ; -EAGAIN: once more. */
+/* 0 and the bits of the blocks that differ. */
 static int ask(struct verify *v, unsigned int volume, uint64_t at, size_t len,
                unsigned char *bits)
 {
@@ -74,10 +73,9 @@ static int ask(struct verify *v, unsigned int volume, uint64_t at, size_t len,
     if (remus_primary_wait_for(p, answered, (uint64_t)question, -1) < 0)
         return lost(p);
     pthread_mutex_lock(&p->lock);
-    int again = p->hash_busy;
     memcpy(bits, p->hash_bits, sizeof p->hash_bits);
     pthread_mutex_unlock(&p->lock);
-    return again ? -EAGAIN : 0;
+    return 0;
 }
 
 /* ---- all of it -------------------------------------------------------------- */
@@ -110,8 +108,8 @@ static int differs(struct verify *v, unsigned int volume, uint64_t at,
                    uint64_t len)
 {
     remus_primary *p = v->p;
-    int err = v->repair ? remus_primary_copy_range(p, volume, at, (size_t)len,
-                                                   v->buf)
+    int err = v->repair ? remus_primary_repair_range(p, volume, at,
+                                                     (size_t)len, v->buf)
                         : 0;
     pthread_mutex_lock(&p->lock);
     struct remus_verify *out = &p->verify;
@@ -130,10 +128,7 @@ static int piece(struct verify *v, unsigned int volume, uint64_t at,
                  size_t len)
 {
     unsigned char bits[REMUS_HASH_BLOCKS / 8];
-    int err;
-    while ((err = ask(v, volume, at, len, bits)) == -EAGAIN)
-        if ((err = pause_for(v, AGAIN_MS)))
-            return err;
+    int err = ask(v, volume, at, len, bits);
     for (size_t i = 0; !err && i * REMUS_DIRTY_BLOCK < len; i++) {
         uint64_t from = at + i * REMUS_DIRTY_BLOCK;
         uint64_t n = at + len - from < REMUS_DIRTY_BLOCK

@@ -78,8 +78,6 @@ enum remus_record_type {
 /* Flags of WRITE and ZERO. */
 #define REMUS_REC_DIRECT 1u   /* part of a copy: straight to the disk */
 #define REMUS_REC_CATCH_UP 2u /* read from the disk, not written by a guest */
-/* Flag of HASH_REPLY: an apply is under way, ask once more. */
-#define REMUS_HASH_BUSY 1u
 /* Flags of BARRIER: REMUS_CP_IOCTL, REMUS_CP_DISK_ONLY of remus.h. */
 
 /* Steps of a copy, in `flags` of RESYNC. */

@@ -17,7 +17,7 @@ from test_cli_roles import node
 from test_life import BLOCK, MIB, lose, next_checkpoint, until
 from test_replica import checkpoint
 
-from remus_native import CheckpointCancelled, ReplicationLost, StateError
+from remus_native import CheckpointCancelled, ReplicationLost, StateError, control
 from remus_native.cli import main
 
 __all__ = ["host"]  # a fixture
@@ -241,6 +241,74 @@ def test_a_lost_link_ends_it(make_pair):
     assert pair.primary.verify().equal
 
 
+def test_a_promote_in_the_middle(make_pair):
+    """It ends, and takes no part in what the promote leaves."""
+    pair = make_pair([8 * MIB])
+    pair.primary.pwrite(0, random.Random(5).randbytes(2 * MIB), 77)
+    epoch = applied(pair)
+    image = pair.image("primary", 0)
+    damage(pair, 0, 100)  # found and repaired at once, in the open epoch
+    thread, result = started(pair, rate=MIB, repair=True)
+    until(lambda: pair.primary.verification().bytes_repaired)
+    assert pair.backup.promote(force=True) == epoch
+    thread.join(30)
+    assert isinstance(result[0], ReplicationLost)
+    damaged = bytearray(image)
+    damaged[100] = 0xFF
+    assert pair.image("backup", 0) == bytes(damaged)
+
+
+def test_a_repair_that_is_lost_with_the_link_comes_with_the_catch_up(make_pair):
+    pair = make_pair([2 * MIB], journal_bytes=4 * MIB)
+    pair.primary.pwrite(0, random.Random(6).randbytes(2 * MIB), 0)
+    applied(pair)
+    damage(pair, 0, 40 * BLOCK + 1)
+    assert pair.primary.verify(repair=True).blocks_different == 1
+    pair.backup.close()  # before the checkpoint that would have had it
+    until(lambda: not pair.primary.status().connected)
+    pair.open_backup()
+    epoch = next_checkpoint(pair.primary)
+    pair.primary.commit(epoch)
+    assert pair.primary.verify().equal
+    pair.primary.close()
+    assert pair.backup.promote() == epoch
+    assert pair.image("backup", 0) == pair.image("primary", 0)
+
+
+def test_repair_under_load(make_pair):
+    """Writers and checkpoints, and a disk that goes bad again and again: what
+    was damaged and found is as good as new in the next checkpoint."""
+    pair = make_pair([MIB, MIB // 2], journal_bytes=16 * MIB)
+    applied(pair)
+    stop = threading.Event()
+    threads = [threading.Thread(target=hammer, args=(pair, stop, i)) for i in range(2)]
+
+    def checkpoints() -> None:
+        while not stop.is_set():
+            checkpoint(pair.primary)
+
+    threads.append(threading.Thread(target=checkpoints))
+    rng = random.Random(8)
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(8):
+            for _ in range(5):
+                index = rng.randrange(2)
+                damage(pair, index, rng.randrange(pair.sizes[index]), b"\xee")
+            assert pair.primary.verify(repair=True).complete
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert pair.primary.verify().equal
+    epoch = checkpoint(pair.primary)
+    pair.primary.close()
+    assert pair.backup.promote() == epoch
+    for index in range(2):
+        assert pair.image("backup", index) == pair.image("primary", index)
+
+
 def test_cancel_one_at_a_time_and_the_rate(make_pair):
     pair = make_pair([8 * MIB])
     thread, result = started(pair, rate=2 * MIB)
@@ -290,6 +358,26 @@ def test_the_command(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     primary.terminate()
     _, said = primary.communicate(timeout=60)
     assert "event=verify resource=guest0 result=different blocks=1" in said
+
+
+@pytest.mark.fuse
+def test_the_command_when_the_backup_dies(host: Host) -> None:
+    backup = host.start_backup()
+    start_primary(host)
+    process = host.start("verify", "--rate", "64KiB")
+
+    def begun() -> bool:
+        try:
+            return control.call(str(host.folder / "p"), "verified")["bytes_done"] > 0
+        except StateError:
+            return False
+
+    until(begun)
+    backup.kill()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3, said
+    assert "verify ended" in said
+    assert main(["verify", str(host.file)]) == 3
 
 
 def test_without_a_primary(host: Host) -> None:
