@@ -573,6 +573,27 @@ static void keep_heard(struct remus_backup_net *net)
         remus_backup_note_heard(net->b, HEARD_S);
 }
 
+/* What failed takes nothing more.  The primary hears of it now, not when it
+ * has something to send: it may be waiting for room that will not come. */
+static void end_failed(struct remus_backup_net *net)
+{
+    char why[REMUS_REASON_MAX];
+    pthread_mutex_lock(&net->b->lock);
+    int failed = net->b->failed && !net->b->fenced;
+    snprintf(why, sizeof why, "%s", net->b->reason);
+    pthread_mutex_unlock(&net->b->lock);
+    pthread_mutex_lock(&net->lock);
+    failed = failed && net->connected;
+    pthread_mutex_unlock(&net->lock);
+    if (!failed)
+        return;
+    send_error(net, why);
+    pthread_mutex_lock(&net->lock);
+    if (net->conn >= 0)
+        shutdown(net->conn, SHUT_RDWR);
+    pthread_mutex_unlock(&net->lock);
+}
+
 static void apply_round(struct remus_backup_net *net, int now)
 {
     remus_backup *b = net->b;
@@ -609,6 +630,7 @@ static void *applier_main(void *arg)
             break;
         pthread_mutex_unlock(&net->lock);
         apply_round(net, now);
+        end_failed(net);
         pthread_mutex_lock(&net->lock);
     }
     pthread_mutex_unlock(&net->lock);

@@ -133,10 +133,7 @@ void remus_primary_send_now(remus_primary *p, struct remus_slot *slot,
     pthread_mutex_unlock(&p->lock);
     int rc = fd < 0 ? 0 : much ? 1 : remus_sendq_pump(&p->queue, &p->conn);
     pthread_mutex_unlock(&p->queue.send_lock);
-    if (rc < 0)
-        remus_primary_link_lost(p, "backup lost: send: %s",
-                                remus_errno_text(rc));
-    else if (rc > 0)
+    if (rc) /* also an error is for the sender: it hears the last words */
         remus_sendq_wake(&p->queue);
 }
 
@@ -423,12 +420,16 @@ static int open_disks(remus_primary *p, const struct remus_primary_config *c)
             return v->file;
     }
     uint64_t sizes[REMUS_VOLUMES_MAX], stamps[REMUS_VOLUMES_MAX];
+    uint64_t where = 0, mount;
     int err = 0;
     for (unsigned int i = 0; i < p->volume_count; i++) {
         sizes[i] = p->volumes[i].size;
-        stamps[i] = 0;
+        stamps[i] = mount = 0;
         if (!err)
             err = p->io->stamp(p->io, p->volumes[i].file, &stamps[i]);
+        if (!err)
+            err = p->io->mount_id(p->io, p->volumes[i].file, &mount);
+        where = remus_dirty_where(where, mount);
     }
     if (err)
         return remus_fail(err, "look at the disks: %s",
@@ -439,7 +440,7 @@ static int open_disks(remus_primary *p, const struct remus_primary_config *c)
     if (!err)
         err = remus_dirty_open(&p->dirty, p->io, p->state_dir, p->resource,
                                p->kept.lineage.id, sizes, stamps,
-                               p->volume_count);
+                               p->volume_count, where);
     return err;
 }
 

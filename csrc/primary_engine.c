@@ -530,6 +530,10 @@ static void note_refusal(remus_primary *p, enum remus_plan plan)
     } else if (state == REMUS_STATE_CONNECTING) {
         snprintf(text, sizeof text, "waiting for the backup: %.200s",
                  remus_last_error());
+    } else if (p->alone_failed) {
+        snprintf(text, sizeof text,
+                 "no write passes while the backup is away: %.200s",
+                 p->alone_why);
     } else {
         snprintf(text, sizeof text, "%.110s; not back: %.120s",
                  p->lost_reason, remus_last_error());

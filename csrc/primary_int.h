@@ -178,6 +178,7 @@ struct remus_primary {
     int alone_granted;            /* ... or may soon: the fence succeeded */
     int alone_refused;            /* ... never, in this outage */
     int alone_failed;             /* -errno: the new one could not be stored */
+    char alone_why[REMUS_REASON_MAX]; /* ... in words */
     int taking;                   /* a new generation is being stored */
     int fenced;                   /* no write passes any more */
     unsigned int writers;         /* open files that may write */

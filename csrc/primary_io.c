@@ -10,6 +10,7 @@
  * all), except the synchronous calls, which wait for their own `done`.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -410,6 +411,8 @@ static void resume_parked(remus_primary *p)
         int err = remus_primary_take_generation(p);
         pthread_mutex_lock(&p->lock);
         p->alone_failed = err;
+        snprintf(p->alone_why, sizeof p->alone_why, "%s",
+                 err ? remus_last_error() : "");
     }
     struct remus_request **at = &p->parked;
     while (*at) {
@@ -641,6 +644,14 @@ static int io_result(remus_primary *p, unsigned int volume, const char *what,
         return 0;
     if (err == -EROFS && atomic_load(&p->no_writes))
         return fenced(p, &p->volumes[volume]);
+    char why[REMUS_REASON_MAX];
+    pthread_mutex_lock(&p->lock);
+    int kept_back = !p->streaming && p->alone_failed == err;
+    memcpy(why, p->alone_why, sizeof why);
+    pthread_mutex_unlock(&p->lock);
+    if (kept_back)
+        return remus_fail(err, "volume %s: %s it: no write passes alone: %s",
+                          p->volumes[volume].name, what, why);
     return remus_fail(err, "volume %s: %s %s: %s", p->volumes[volume].name,
                       what, p->volumes[volume].path, remus_errno_text(err));
 }

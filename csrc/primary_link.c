@@ -379,6 +379,21 @@ static int send_some(remus_primary *p, int *fd)
     return rc;
 }
 
+/* Nothing can be sent any more: who ended the connection may have said why. */
+static void hear_last_words(remus_primary *p, int fd)
+{
+    struct pollfd pf = {.fd = fd, .events = POLLIN};
+    int more = 1;
+    pthread_mutex_lock(&p->rx_lock);
+    while (more) {
+        pthread_mutex_lock(&p->lock);
+        more = p->fd == fd && p->stats.connected;
+        pthread_mutex_unlock(&p->lock);
+        more = more && poll(&pf, 1, 0) > 0 && receive(p, fd, 0) == 0;
+    }
+    pthread_mutex_unlock(&p->rx_lock);
+}
+
 void *remus_primary_sender_main(void *arg)
 {
     remus_primary *p = arg;
@@ -386,9 +401,11 @@ void *remus_primary_sender_main(void *arg)
     for (;;) {
         int fd;
         int rc = send_some(p, &fd);
-        if (rc < 0)
+        if (rc < 0) {
+            hear_last_words(p, fd);
             remus_primary_link_lost(p, "backup lost: send: %s",
                                     remus_errno_text(rc));
+        }
         measure(p, &rate, rc == 1);
         if (atomic_load(&p->room_wanted)) {
             pthread_mutex_lock(&p->lock);

@@ -121,9 +121,7 @@ def test_a_real_backup_writes_what_the_page_says(tmp_path):
             epoch = primary.postsuspend(b"tag")
             primary.preresume(epoch, timeout_s=20)
             files = sorted((tmp_path / "bstate" / "journal").glob("segment.*"))
-            found = [
-                rec for file in files for rec in decode_file(file.read_bytes())
-            ]
+            found = [rec for file in files for rec in decode_file(file.read_bytes())]
     mine = [rec for rec in found if rec.epoch == epoch]
     assert [rec.type for rec in mine] == [
         formats.WRITE,
