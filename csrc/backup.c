@@ -621,8 +621,14 @@ static void backup_reason(const remus_backup *b, struct remus_status *s)
 {
     const char *why = b->reason;
     char text[REMUS_REASON_MAX];
+    if (b->failed) {
+        snprintf(s->reason, sizeof s->reason,
+                 "%.190s: mend that and restart this backup: what it acked is "
+                 "there", why);
+        return;
+    }
     /* After a promote it does not matter how the last connection ended. */
-    if (!*why || (!b->failed && remus_super_promoted(&b->super))) {
+    if (!*why || remus_super_promoted(&b->super)) {
         switch (s->state) {
         case REMUS_STATE_INCONSISTENT:
             why = b->super.role == REMUS_SUPER_FOREIGN

@@ -142,15 +142,26 @@ static int check_fresh(const remus_backup *b, uint64_t m)
                       choices(b, names, sizeof names));
 }
 
+/* What a failed write or sync left in the page cache can't be trusted; a new
+ * process takes it from the journal again (lock held). */
+static int check_failed(const remus_backup *b)
+{
+    return b->failed ? remus_fail(b->failed,
+                                  "promote: the backup has failed (%s): mend "
+                                  "that, restart it, and promote again",
+                                  b->reason)
+                     : 0;
+}
+
 static int find_target(remus_backup *b, int by, uint64_t epoch,
                        const void *tag, size_t len, uint64_t *m)
 {
     int err;
     if (remus_super_promoted(&b->super))
         return find_fixed(b, by, epoch, tag, len, m);
-    if (b->failed)
-        return remus_fail(b->failed, "promote: the backup has failed: %s",
-                          b->reason);
+    err = check_failed(b);
+    if (err)
+        return err;
     if (b->super.role == REMUS_SUPER_FOREIGN)
         return remus_fail(-EINVAL,
                           "promote: this side was the primary, its disks are "
@@ -233,21 +244,6 @@ static int promote_finish(remus_backup *b)
     return 0;
 }
 
-/* What a failed write or sync left in the page cache can't be trusted; a new
- * process takes it from the journal again. */
-static int check_failed(remus_backup *b)
-{
-    pthread_mutex_lock(&b->lock);
-    int err = b->failed;
-    if (err)
-        remus_fail(err,
-                   "promote: the backup has failed (%s): mend that, restart "
-                   "it, and promote again",
-                   b->reason);
-    pthread_mutex_unlock(&b->lock);
-    return err;
-}
-
 static int promote_held(remus_backup *b, int by, uint64_t epoch,
                         const void *tag, size_t len, uint64_t *m)
 {
@@ -256,11 +252,11 @@ static int promote_held(remus_backup *b, int by, uint64_t epoch,
     int begun = remus_super_promoted(&b->super);
     if (!err)
         b->fenced = 1; /* no record, no ack, no commit from here on */
+    int done = b->super.role == REMUS_SUPER_PROMOTED;
+    if (!err && !done)
+        err = check_failed(b);
     pthread_mutex_unlock(&b->lock);
-    if (err || b->super.role == REMUS_SUPER_PROMOTED)
-        return err;
-    err = check_failed(b);
-    if (err)
+    if (err || done)
         return err;
     if (!begun) {
         err = promote_begin(b, *m);

@@ -422,6 +422,20 @@ static void load_sets(struct remus_dirty *d)
     atomic_store(&d->open, free_one);
 }
 
+/* What tells this run of the machine, with everything still mounted, from
+ * every other. */
+static int run_id(const struct remus_dirty *d, unsigned char *id)
+{
+    uint64_t mount;
+    int err = d->io->boot_id(d->io, id);
+    if (!err)
+        err = d->io->mount_id(d->io, d->file, &mount);
+    if (!err)
+        remus_put64(id + 8, remus_get64(id + 8) ^
+                                remus_dirty_where(d->where, mount));
+    return err;
+}
+
 /* 1: these bytes say what the file should; what they say is to be believed
  * if *believe. */
 static int check_header(const struct remus_dirty *d, const unsigned char *h,
@@ -431,7 +445,7 @@ static int check_header(const struct remus_dirty *d, const unsigned char *h,
     if (memcmp(h, want, AT_BOOT) ||
         memcmp(h + AT_SIZES, want + AT_SIZES, AT_CRC + 4 - AT_SIZES))
         return 0;
-    int same_boot = d->io->boot_id(d->io, boot) == 0 &&
+    int same_boot = run_id(d, boot) == 0 &&
                     !memcmp(boot, h + AT_BOOT, REMUS_BOOT_ID);
     int clean = remus_get32(h + AT_CLEAN) == clean_crc(h);
     for (unsigned int i = 0; i < d->volumes; i++)
@@ -441,10 +455,10 @@ static int check_header(const struct remus_dirty *d, const unsigned char *h,
     return 1;
 }
 
-/* Open for use: durably not clean, of this boot. */
+/* Open for use: durably not clean, of this run. */
 static int begin_use(struct remus_dirty *d)
 {
-    int err = d->io->boot_id(d->io, d->map + AT_BOOT);
+    int err = run_id(d, d->map + AT_BOOT);
     if (err)
         return err;
     remus_put32(d->map + AT_CLEAN, 0);
@@ -490,13 +504,14 @@ int remus_dirty_open(struct remus_dirty *d, remus_io *io,
                      const char *state_dir, const char *resource,
                      const unsigned char generation[REMUS_ID_BYTES],
                      const uint64_t *sizes, const uint64_t *stamps,
-                     unsigned int volumes)
+                     unsigned int volumes, uint64_t where)
 {
     char path[4096];
     unsigned char want[REMUS_PAGE];
     memset(d, 0, sizeof *d);
     d->io = io;
     d->file = -1;
+    d->where = where;
     memcpy(d->stamp, stamps, volumes * sizeof *stamps);
     int err = lay_out(d, sizes, volumes);
     if (err)

@@ -25,7 +25,8 @@
  *   20     4    volumes
  *   24     8    bytes of one set, a multiple of 4096
  *   32    16    generation of the primary
- *   48    16    id of the boot of the machine that used it last
+ *   48    16    id of the boot of the machine that used it last, and of the
+ *               mounts of this file and of the images
  *   64     4    clean: CRC32C of bytes 0..63 and 68..1107 if it was closed
  *               cleanly, else 0
  *   68     4    valid: 1 if the backup lacks at most what is marked
@@ -40,8 +41,9 @@
  *
  * It can be believed if and only if the header is right, `valid` is 1, the
  * generation is the primary's, and either `clean` is right or the boot id is
- * that of the running machine: after a power loss the kernel may have
- * written any part of it.  Nor can it be believed if an image was written to
+ * that of the running machine and everything is still mounted as it was:
+ * after a power loss, or when a file system failed, any part of it or of the
+ * images may have been written.  Nor can it be believed if an image was written to
  * since the clean close.  The clean mark is taken away durably before the
  * first bit is set, and made after the disks and the map were synced.
  */
@@ -87,20 +89,28 @@ struct remus_dirty {
     struct remus_dirty_set sets[REMUS_DIRTY_SETS];
     _Atomic uint32_t open;   /* index; owner to change */
     uint64_t stamp[REMUS_VOLUMES_MAX]; /* of the images; open/close only */
+    uint64_t where;          /* mounts of the images; open only */
     uint64_t stable;         /* owner: newest stable epoch heard of */
     uint64_t *todo;          /* catch-up: blocks still to be sent; one thread */
     uint64_t todo_word;      /* where the search goes on; ditto */
 };
 
+/* One number for several mounts: the one so far, and the next. */
+static inline uint64_t remus_dirty_where(uint64_t where, uint64_t mount_id)
+{
+    return where * 0x9e3779b97f4a7c15u + mount_id;
+}
+
 /*
  * Open or make the map (blocks for disk I/O).  Afterwards `valid` says
- * whether it can be believed; if not, it is empty.  0 or -errno with a text.
+ * whether it can be believed; if not, it is empty.  `where`: the mounts of
+ * the images, in their order.  0 or -errno with a text.
  */
 int remus_dirty_open(struct remus_dirty *d, remus_io *io,
                      const char *state_dir, const char *resource,
                      const unsigned char generation[REMUS_ID_BYTES],
                      const uint64_t *sizes, const uint64_t *stamps,
-                     unsigned int volumes);
+                     unsigned int volumes, uint64_t where);
 /* Unmap and close; clean: the disks are synced and `stamp` is theirs: leave
  * the clean mark. */
 void remus_dirty_close(struct remus_dirty *d, int clean);

@@ -26,7 +26,7 @@ int remus_test_dirty_open(remus_sim *sim, const char *state_dir,
     if (!*out)
         return remus_fail(-ENOMEM, "out of memory");
     int err = remus_dirty_open(&(*out)->d, remus_sim_io(sim), state_dir,
-                               "guest0", id, sizes, stamps, volumes);
+                               "guest0", id, sizes, stamps, volumes, 0);
     if (err) {
         remus_dirty_close(&(*out)->d, 0);
         free(*out);

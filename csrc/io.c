@@ -228,6 +228,29 @@ static int sys_boot_id(remus_io *io, unsigned char id[REMUS_BOOT_ID])
     return digits == 2 * REMUS_BOOT_ID ? 0 : -EIO;
 }
 
+#ifndef BLKGETDISKSEQ /* Linux 5.15 */
+#define BLKGETDISKSEQ _IOR(0x12, 128, uint64_t)
+#endif
+#define MNT_ID_UNIQUE 0x4000u /* STATX_MNT_ID_UNIQUE, Linux 6.8 */
+
+static int sys_mount_id(remus_io *io, int file, uint64_t *id)
+{
+    (void)io;
+    struct stat st;
+    struct statx stx;
+    *id = 0;
+    if (fstat(file, &st))
+        return -errno;
+    if (S_ISBLK(st.st_mode)) {
+        if (ioctl(file, BLKGETDISKSEQ, id))
+            *id = 0;
+    } else if (statx(file, "", AT_EMPTY_PATH, MNT_ID_UNIQUE, &stx) == 0 &&
+               stx.stx_mask & MNT_ID_UNIQUE) {
+        *id = stx.stx_mnt_id;
+    }
+    return 0;
+}
+
 static uint64_t sys_real_s(remus_io *io)
 {
     (void)io;
@@ -280,6 +303,7 @@ static const remus_io system_io = {
     .unmap = sys_unmap,
     .next_data = sys_next_data,
     .boot_id = sys_boot_id,
+    .mount_id = sys_mount_id,
     .now_ns = sys_now_ns,
     .real_s = sys_real_s,
     .random = sys_random,

@@ -57,6 +57,10 @@ struct remus_io {
                      uint64_t *start, uint64_t *end);
     /* What tells this run of the machine from every other. */
     int (*boot_id)(remus_io *io, unsigned char id[REMUS_BOOT_ID]);
+    /* A number that is another one after the file system of this file was
+     * mounted again, or its device attached again: what was cached may have
+     * been lost between, with the machine still running.  0: not known. */
+    int (*mount_id)(remus_io *io, int file, uint64_t *id);
     uint64_t (*now_ns)(remus_io *io);             /* CLOCK_MONOTONIC */
     uint64_t (*real_s)(remus_io *io);             /* since 1970 */
     int (*random)(remus_io *io, void *buf, size_t len);

@@ -18,7 +18,7 @@
  * map, lock, mkdir, unlink, sync_dir.  Each counts, advances the clock by
  * 1 us, and can be stopped or failed; one that is changes nothing, but for
  * the sync above.  close, size, stamp, unmap, next_data, boot_id,
- * now_ns and random do not count and never fail that way.
+ * mount_id, now_ns and random do not count and never fail that way.
  *
  * A mapped file shows its `now` itself: stores are no operations.  A power
  * loss treats each sector that differs from `stable` as a write of its own.
@@ -372,6 +372,14 @@ static int sim_boot_id(remus_io *io, unsigned char id[REMUS_BOOT_ID])
     return 0;
 }
 
+static int sim_mount_id(remus_io *io, int file, uint64_t *id)
+{
+    (void)io;
+    (void)file;
+    *id = 0;
+    return 0;
+}
+
 static uint64_t sim_now_ns(remus_io *io)
 {
     remus_sim *sim = sim_of(io);
@@ -417,6 +425,7 @@ const remus_io remus_sim_table = {
     .unmap = sim_unmap,
     .next_data = sim_next_data,
     .boot_id = sim_boot_id,
+    .mount_id = sim_mount_id,
     .now_ns = sim_now_ns,
     .real_s = sim_real_s,
     .random = sim_random,

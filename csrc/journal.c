@@ -19,8 +19,7 @@ static int fail_final(struct remus_journal *j, int err, const char *what)
     if (!j->failed)
         j->failed = err;
     return remus_fail(err,
-                      "journal %s: %s segment %llu: %s; the journal accepts "
-                      "nothing more until the backup is restarted",
+                      "journal %s: %s segment %llu: %s",
                       j->dir, what, (unsigned long long)j->head.seq,
                       remus_errno_text(err));
 }

@@ -205,12 +205,16 @@ static int open_disks(remus_primary *p, const struct remus_primary_config *c)
             return v->file;
     }
     uint64_t sizes[REMUS_VOLUMES_MAX], stamps[REMUS_VOLUMES_MAX];
+    uint64_t where = 0, mount;
     int err = 0;
     for (unsigned int i = 0; i < p->volume_count; i++) {
         sizes[i] = p->volumes[i].size;
-        stamps[i] = 0;
+        stamps[i] = mount = 0;
         if (!err)
             err = p->io->stamp(p->io, p->volumes[i].file, &stamps[i]);
+        if (!err)
+            err = p->io->mount_id(p->io, p->volumes[i].file, &mount);
+        where = remus_dirty_where(where, mount);
     }
     if (err)
         return remus_fail(err, "look at the disks: %s",
@@ -221,7 +225,7 @@ static int open_disks(remus_primary *p, const struct remus_primary_config *c)
     if (!err)
         err = remus_dirty_open(&p->dirty, p->io, p->state_dir, p->resource,
                                p->kept.lineage.id, sizes, stamps,
-                               p->volume_count);
+                               p->volume_count, where);
     return err;
 }
 

@@ -5,6 +5,7 @@
  * waited for by its own `done`.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "error.h"
 #include "primary_int.h"
@@ -69,6 +70,14 @@ static int io_result(remus_primary *p, unsigned int volume, const char *what,
         return 0;
     if (err == -EROFS && atomic_load(&p->no_writes))
         return remus_primary_fenced(p, &p->volumes[volume]);
+    char why[REMUS_REASON_MAX];
+    pthread_mutex_lock(&p->lock);
+    int kept_back = !p->streaming && p->alone_failed == err;
+    memcpy(why, p->alone_why, sizeof why);
+    pthread_mutex_unlock(&p->lock);
+    if (kept_back)
+        return remus_fail(err, "volume %s: %s it: no write passes alone: %s",
+                          p->volumes[volume].name, what, why);
     return remus_fail(err, "volume %s: %s %s: %s", p->volumes[volume].name,
                       what, p->volumes[volume].path, remus_errno_text(err));
 }

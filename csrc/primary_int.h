@@ -183,6 +183,7 @@ struct remus_primary {
     int alone_failed;             /* -errno: the new one could not be stored,
                                      at alone_failed_ns; tried again */
     uint64_t alone_failed_ns;
+    char alone_why[REMUS_REASON_MAX]; /* ... in words */
     int taking;                   /* a new generation is being stored */
     int fenced;                   /* no write passes any more */
     unsigned int writers;         /* open files that may write */

@@ -10,6 +10,7 @@
  * all), except the synchronous calls, which wait for their own `done`.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -395,8 +395,15 @@ static int send_some(remus_primary *p, int *fd)
  * first, if it has arrived. */
 static void send_failed(remus_primary *p, int fd, int err)
 {
+    struct pollfd pf = {.fd = fd, .events = POLLIN};
+    int more = 1;
     pthread_mutex_lock(&p->rx_lock);
-    receive(p, fd, 0);
+    while (more) {
+        pthread_mutex_lock(&p->lock);
+        more = p->fd == fd && p->stats.connected;
+        pthread_mutex_unlock(&p->lock);
+        more = more && poll(&pf, 1, 0) > 0 && receive(p, fd, 0) == 0;
+    }
     pthread_mutex_unlock(&p->rx_lock);
     remus_primary_link_lost(p, "backup lost: send: %s",
                             remus_errno_text(err));

@@ -239,6 +239,8 @@ static void note_alone(remus_primary *p, int err)
     int before = p->alone_failed;
     p->alone_failed = err;
     p->alone_failed_ns = p->io->now_ns(p->io);
+    snprintf(p->alone_why, sizeof p->alone_why, "%s",
+             err ? remus_last_error() : "");
     if ((!err && !before) || (p->state != REMUS_STATE_UNPROTECTED &&
                               p->state != REMUS_STATE_CONNECTING))
         return;
@@ -247,7 +249,7 @@ static void note_alone(remus_primary *p, int err)
         snprintf(text, sizeof text,
                  "%.80s; writes fail, for without a backup a new generation "
                  "must be stored: %.100s",
-                 away, remus_last_error());
+                 away, p->alone_why);
     else
         snprintf(text, sizeof text, "%.250s", away);
     remus_primary_set_state(p, p->state, text);

@@ -134,9 +134,7 @@ def test_loss_stops_or_goes_on_as_told():
 
 def test_stop_from_another_thread():
     seen = threading.Event()
-    checkpointer, _, _, _ = make(
-        interval_s=60, on_checkpoint=lambda stats: seen.set()
-    )
+    checkpointer, _, _, _ = make(interval_s=60, on_checkpoint=lambda stats: seen.set())
     thread = threading.Thread(target=checkpointer.run)
     thread.start()
     assert seen.wait(10)

@@ -180,5 +180,3 @@ def test_another_user_reaches_its_node(host: Host) -> None:
         (host.folder / "p" / "mount" / "new").touch()
     with pytest.raises(OSError, match="not permitted"):
         node.unlink()
-
-

@@ -44,9 +44,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    rc = _libc.fallocate(
-        fd, mode, ctypes.c_long(offset), ctypes.c_long(length)
-    )
+    rc = _libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length))
     if rc:
         raise OSError(ctypes.get_errno(), "fallocate")
 
@@ -138,9 +136,7 @@ def test_the_directory(mounted):
     assert m.node(1).stat().st_size == 3 * 512
     assert m.node(0).stat().st_mode == 0o100600
     first = (m.at / "status").read_text().splitlines()[0]
-    assert first.startswith(
-        "remus-native resource=guest0 role=primary state=Protected"
-    )
+    assert first.startswith("remus-native resource=guest0 role=primary state=Protected")
     status = json.loads((m.at / "status.json").read_text())
     assert status["state"] == "Protected"
     assert status["volumes"] == 2

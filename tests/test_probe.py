@@ -193,10 +193,7 @@ class Utils84:
         }
 
     def status(self, s: State) -> str:
-        peer = (
-            f"  peer role:{s.peer}\n"
-            "    replication:Established peer-disk:UpToDate\n"
-        )
+        peer = f"  peer role:{s.peer}\n    replication:Established peer-disk:UpToDate\n"
         if s.cstate == "StandAlone":
             peer = ""
         return f"r0 role:{s.own}\n  disk:UpToDate\n{peer}\n"
@@ -207,9 +204,7 @@ class Utils84:
         line = f"        protocol        \t{s.protocol};\n"
         net = f"    net {{\n{line if s.protocol != 'C' else ''}    }}\n"
         remote = (
-            "    _remote_host {\n"
-            "        address\t\t\tipv4 127.0.0.1:7790;\n"
-            "    }\n"
+            "    _remote_host {\n        address\t\t\tipv4 127.0.0.1:7790;\n    }\n"
         )
         address = "        address\t\t\tipv4 127.0.0.1:7789;\n"
         if s.cstate == "StandAlone":
@@ -243,8 +238,7 @@ class Utils84:
         return {
             f"drbdadm {verb} r0": failure(
                 "0",
-                f"Command 'drbdsetup-84 {verb} 0' terminated with exit code"
-                " 10\n",
+                f"Command 'drbdsetup-84 {verb} 0' terminated with exit code 10\n",
             )
             for verb in ("cstate", "role")
         } | {
@@ -252,15 +246,12 @@ class Utils84:
                 err="received netlink error reply: No such device\n", code=20
             ),
             "drbdsetup /dev/drbd0 show": failure("/dev/drbd0"),
-            "drbdsetup status r0": Reply(
-                err="r0: No such resource\n", code=10
-            ),
+            "drbdsetup status r0": Reply(err="r0: No such resource\n", code=10),
         }
 
     # What a host with kmod and without the module adds comes first.
     bad_configuration = Reply(
-        err="modinfo: ERROR: Module drbd not found.\n"
-        "BAD LUCK, equal hashes\n",
+        err="modinfo: ERROR: Module drbd not found.\nBAD LUCK, equal hashes\n",
         code=20,
     )
     no_module = Reply(
@@ -300,9 +291,7 @@ class Utils9:
             "drbdsetup show r0": self.show([s.protocol]),
             # Not the name of a resource: nothing to show, and no error.
             "drbdsetup /dev/drbd0 show": "",
-            "drbdsetup status r0": (
-                f"r0 role:{s.own}\n  disk:UpToDate\n{peer}\n"
-            ),
+            "drbdsetup status r0": (f"r0 role:{s.own}\n  disk:UpToDate\n{peer}\n"),
         }
 
     def show(self, protocols: list[str]) -> str:
@@ -344,9 +333,7 @@ class Utils9:
             ),
             "drbdadm role r0": Reply(err="r0: Unknown resource\n", code=10),
             "drbdsetup show r0": "# No currently configured DRBD found.\n",
-            "drbdsetup status r0": Reply(
-                err="r0: No such resource\n", code=10
-            ),
+            "drbdsetup status r0": Reply(err="r0: No such resource\n", code=10),
         }
 
     bad_configuration = Reply(
@@ -467,18 +454,14 @@ in_every_world = pytest.mark.parametrize("world", WORLDS)
             "protocol A",
             id="waiting-with-A",
         ),
-        pytest.param(
-            State(cstate="SyncSource"), NOT_READY, "SyncSource", id="resync"
-        ),
+        pytest.param(State(cstate="SyncSource"), NOT_READY, "SyncSource", id="resync"),
         pytest.param(
             State(own="Secondary", peer="Primary"),
             NOT_READY,
             "Secondary",
             id="secondary",
         ),
-        pytest.param(
-            State(own="Secondary"), NOT_READY, "Secondary", id="no-primary"
-        ),
+        pytest.param(State(own="Secondary"), NOT_READY, "Secondary", id="no-primary"),
         pytest.param(
             State(peer="Primary"),
             NOT_READY,
@@ -487,9 +470,7 @@ in_every_world = pytest.mark.parametrize("world", WORLDS)
         ),
     ],
 )
-def test_state(
-    world: World, tools: Tools, state: State, code: int, says: str
-) -> None:
+def test_state(world: World, tools: Tools, state: State, code: int, says: str) -> None:
     tools.update(world.replies(state))
     verdict = probe(world.device, tools)
     assert verdict.code == code, verdict.says
@@ -554,9 +535,7 @@ def test_show_fails(world: World, tools: Tools) -> None:
 @pytest.mark.parametrize(
     "name", ["disk.img", "a disk of 3 * GB.img", "two\nlines", "-L"]
 )
-def test_plain_file(
-    world: World, tools: Tools, tmp_path: Path, name: str
-) -> None:
+def test_plain_file(world: World, tools: Tools, tmp_path: Path, name: str) -> None:
     tools.update(world.replies(State()))
     (tmp_path / name).touch()
     verdict = probe(tmp_path / name, tools)
@@ -758,9 +737,7 @@ def test_dangling_and_looping_links(tools: Tools, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "code"), [("Connected", READY), ("SyncSource", NOT_READY)]
 )
-def test_volumes_8_4(
-    tools: Tools, device: str, second: str, code: int
-) -> None:
+def test_volumes_8_4(tools: Tools, device: str, second: str, code: int) -> None:
     """8.4 prints a line for each volume: all must be well."""
     world = Utils84()
     tools.update(world.replies(State()))
@@ -805,10 +782,7 @@ def test_listed_device_without_resource(tools: Tools) -> None:
         ),
         (
             "Connected\nConnecting\n",
-            (
-                "  b role:Secondary\n    peer-disk:UpToDate\n"
-                "  c connection:Connecting\n"
-            ),
+            ("  b role:Secondary\n    peer-disk:UpToDate\n  c connection:Connecting\n"),
             NOT_READY,
         ),
         (
@@ -843,9 +817,7 @@ def test_peers(tools: Tools, cstate: str, status: str, code: int) -> None:
 
 
 @pytest.mark.parametrize("protocols", [["D", "A"], ["C", "D"], ["D", "C"]])
-def test_each_connection_needs_protocol_d(
-    tools: Tools, protocols: list[str]
-) -> None:
+def test_each_connection_needs_protocol_d(tools: Tools, protocols: list[str]) -> None:
     tools.update(Utils9().replies(State()))
     tools["drbdadm cstate r0"] = "Connected\nConnected\n"
     tools["drbdsetup show r0"] = Utils9().show(protocols)
@@ -872,18 +844,14 @@ def test_roles_of_peers_from_drbdadm(tools: Tools) -> None:
 )
 def test_white_space_around_the_protocol(tools: Tools, line: str) -> None:
     tools.update(Fork83().replies(State()))
-    tools["drbdsetup /dev/drbd1 show"] = (
-        f"net {{\n\ttimeout\t\t60;\n{line}\n}}\n"
-    )
+    tools["drbdsetup /dev/drbd1 show"] = f"net {{\n\ttimeout\t\t60;\n{line}\n}}\n"
     assert probe("/dev/drbd1", tools).code == READY
 
 
 def test_no_protocol_though_connected(tools: Tools) -> None:
     """What these tools say makes no sense, so nothing is concluded."""
     tools.update(Utils84().replies(State()))
-    tools["drbdsetup /dev/drbd0 show"] = Utils84().show(
-        State(cstate="StandAlone")
-    )
+    tools["drbdsetup /dev/drbd0 show"] = Utils84().show(State(cstate="StandAlone"))
     assert probe("/dev/drbd0", tools).code == UNKNOWN
 
 
@@ -927,9 +895,7 @@ class OpenWatch:
         self.fd = self.libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self.fd < 0:
             pytest.skip("no inotify: " + os.strerror(ctypes.get_errno()))
-        watch = self.libc.inotify_add_watch(
-            self.fd, os.fsencode(path), self.IN_OPEN
-        )
+        watch = self.libc.inotify_add_watch(self.fd, os.fsencode(path), self.IN_OPEN)
         assert watch >= 0, os.strerror(ctypes.get_errno())
 
     def opened(self) -> bool:
@@ -1156,9 +1122,7 @@ def test_remus_native_disk_needs_no_drbd_tools(
     assert tools.calls() == []
 
 
-def test_status_is_no_pattern(
-    fuse_static: Path, tmp_path: Path, tools: Tools
-) -> None:
+def test_status_is_no_pattern(fuse_static: Path, tmp_path: Path, tools: Tools) -> None:
     (tmp_path / "state=Protected").touch()
     files = {"xvda": "disk", "status": status("*")}
     with mounted(fuse_static, tmp_path / "mnt", files):

@@ -113,9 +113,7 @@ def test_a_full_journal(tmp_path, commit_by, one_by_one, sizes):
     check(tmp_path, 8, commit_by, sizes, one_by_one, 2000)
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     segments=st.integers(4, 20),
     commit_by=st.sampled_from(["primary", "backup"]),

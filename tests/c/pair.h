@@ -141,6 +141,13 @@ static inline void pair_same(const char *a, const char *b, uint64_t size)
     free(y);
 }
 
+static inline void pair_remove(const struct pair *t)
+{
+    char command[128];
+    snprintf(command, sizeof command, "rm -r %s", t->dir);
+    EXPECT(system(command) == 0);
+}
+
 /* Close the primary, promote to `epoch`, compare every byte, clean up. */
 static inline void pair_prove_and_close(struct pair *t, uint64_t epoch)
 {
@@ -152,9 +159,7 @@ static inline void pair_prove_and_close(struct pair *t, uint64_t epoch)
     remus_backup_close(t->b);
     for (int i = 0; i < PAIR_VOLUMES; i++)
         pair_same(t->disk[0][i], t->disk[1][i], t->size[i]);
-    char command[128];
-    snprintf(command, sizeof command, "rm -r %s", t->dir);
-    EXPECT(system(command) == 0);
+    pair_remove(t);
 }
 
 #endif

@@ -74,7 +74,7 @@ int main(void)
     const uint64_t stamp = 0;
     const uint64_t size = (uint64_t)BLOCKS * REMUS_DIRTY_BLOCK;
     CHECK(remus_dirty_open(&map, remus_io_system(), dir, "guest0", id, &size,
-                           &stamp, 1));
+                           &stamp, 1, 0));
     EXPECT(!remus_dirty_valid(&map));
     remus_dirty_base(&map, 0);
     pthread_t threads[WRITERS];
@@ -102,7 +102,7 @@ int main(void)
     remus_dirty_mark(&map, atomic_load(&map.open), 0, 99, 1);
     remus_dirty_close(&map, 0);
     CHECK(remus_dirty_open(&map, remus_io_system(), dir, "guest0", id, &size,
-                           &stamp, 1));
+                           &stamp, 1, 0));
     EXPECT(remus_dirty_valid(&map));
     EXPECT(remus_dirty_bytes(&map) == REMUS_DIRTY_BLOCK);
     EXPECT(remus_dirty_test(&map, 0, 0));
