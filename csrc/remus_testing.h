@@ -170,6 +170,10 @@ REMUS_API int remus_test_drbd_open_as(const char *path, int is_node,
 /* A device of a group whose phases return at once. */
 REMUS_API const struct remus_device_ops *remus_test_null_ops(void);
 
+/* Nanoseconds of `epochs` times postsuspend, preresume and commit, called
+ * from C; 0 if one fails. */
+REMUS_API uint64_t remus_test_group_ns(remus_group *g, unsigned int epochs);
+
 /* Has a primary of this process ever gone from a state to one that can't
  * follow it?  1 and the newest such pair. */
 int remus_test_odd_transition(int *from, int *to);

@@ -4,7 +4,8 @@
 1 to 8 devices fail in every way at every phase.  The model is libxl's layer
 (each phase on all devices, then its first error) with its faults mended:
 every error is reported, nothing counts as sent or safe that is not, and a
-commit never reaches a device for an epoch that another one has not.
+commit never reaches a device for an epoch that another one has not.  Devices
+come through subkinds, of which some say that they don't match.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -28,12 +31,15 @@ from remus_native._core import ffi, lib
 
 from remus_native import (
     AsyncCheckpointDevices,
+    CheckpointCancelled,
     CheckpointDevices,
     CheckpointTimeout,
     DeviceErrors,
+    DeviceNotSupported,
     PhaseError,
     ReplicationLost,
     StateError,
+    Subkind,
 )
 
 WAYS = {
@@ -41,8 +47,10 @@ WAYS = {
     "late": lambda who: CheckpointTimeout(f"{who} failed"),
     "broken": lambda who: StateError(f"{who} failed", errno=errno.EIO),
     "buggy": lambda who: ValueError(f"{who} failed"),
+    "cancelled": lambda who: CheckpointCancelled(f"{who} failed"),
 }
 
+SUBKINDS = 3
 EXAMPLES = [way("nobody") for way in WAYS.values()]
 
 
@@ -58,7 +66,9 @@ class Device:
         self.fail: dict[str, str] = {}
         self.number = 0
         self.hang = False
-        self.go_on = threading.Event()
+        self.caller = threading.get_ident()
+        self.taken = False  # the caller itself is in a wait that hangs
+        self.inside, self.heard, self.go_on = (threading.Event() for _ in range(3))
 
     def _do(self, phase: str) -> None:
         self.calls.append(f"{self.name}.{phase}")
@@ -76,8 +86,17 @@ class Device:
     def preresume(self, timeout_s: float | None = None) -> None:
         hang = self.hang
         self._do("preresume")
-        if hang:
-            assert self.go_on.wait(20)
+        if not hang:
+            return
+        self.taken = threading.get_ident() == self.caller
+        self.inside.set()
+        if self.taken:
+            assert self.heard.wait(20)
+            raise WAYS["cancelled"](self.name)
+        assert self.go_on.wait(20)  # deaf: a thread of the layer stays here
+
+    def cancel(self) -> None:
+        self.heard.set()
 
     def commit(self) -> None:
         self._do("commit")
@@ -103,10 +122,9 @@ class Native(Device):
 class Sync:
     """Calls the layer as it is."""
 
-    can_hang = False
-
-    def __init__(self, devices: list[Device]) -> None:
-        self.layer: Any = CheckpointDevices(devices)
+    def __init__(self, found: list[int], subkinds: list[Subkind]) -> None:
+        self.sync = CheckpointDevices(found, subkinds=subkinds)
+        self.layer: Any = self.sync
 
     def __call__(self, phase: str, *args: Any) -> Any:
         return getattr(self.layer, phase)(*args)
@@ -118,10 +136,9 @@ class Sync:
 class Async(Sync):
     """Awaits the layer, on a loop of its own."""
 
-    can_hang = True
-
-    def __init__(self, devices: list[Device]) -> None:
-        self.layer = AsyncCheckpointDevices(devices)
+    def __init__(self, found: list[int], subkinds: list[Subkind]) -> None:
+        self.layer = AsyncCheckpointDevices(found, subkinds=subkinds)
+        self.sync = self.layer._layer
         self.loop = asyncio.new_event_loop()
 
     def __call__(self, phase: str, *args: Any) -> Any:
@@ -147,9 +164,21 @@ class LayerMachine(RuleBasedStateMachine):
         self.scripted = [
             i for i, device in enumerate(self.devices) if type(device) is Device
         ]
-        self.run = self.form(self.devices)
+        self.refusing: dict[int, int] = {}  # how many subkinds say "not mine"
+        self.offers: list[tuple[int, int]] = []
+        subkinds = [
+            Subkind(f"s{k}", lambda found, k=k: self.match(k, found))
+            for k in range(SUBKINDS)
+        ]
+        self.run = self.form(list(range(len(kinds))), subkinds)
         self.state = "new"
         self.fresh()
+
+    def match(self, subkind: int, found: int) -> Device:
+        self.offers.append((found, subkind))
+        if subkind < self.refusing.get(found, 0):
+            raise DeviceNotSupported(f"s{subkind} has no d{found}")
+        return self.devices[found]
 
     def fresh(self) -> None:
         count = len(self.devices)
@@ -191,9 +220,10 @@ class LayerMachine(RuleBasedStateMachine):
             found = error.errors
         else:
             found = (error,)
-        assert sorted(self.who(each) for each in found) == sorted(
-            f"d{i}" for i in failing
-        )
+        who = [self.who(each) for each in found]
+        if phase == "preresume":
+            who.sort()  # whoever was first
+        assert who == [f"d{i}" for i in sorted(failing, reverse=phase == "teardown")]
         assert kinds <= {type(each) for each in found}
         return None
 
@@ -206,19 +236,37 @@ class LayerMachine(RuleBasedStateMachine):
         return [f"d{i}.{phase}" for i in which if i in self.scripted]
 
     @precondition(lambda self: self.state == "new")
-    @rule(failing=failures)
-    def setup(self, failing: dict[int, str]) -> None:
+    @rule(
+        failing=failures,
+        refusing=st.dictionaries(
+            st.integers(0, 7), st.sampled_from([1, 1, 2, 2, SUBKINDS])
+        ),
+    )
+    def setup(self, failing: dict[int, str], refusing: dict[int, int]) -> None:
         failing = self.arrange("setup", failing)
-        if not failing:
+        self.refusing = refusing
+        self.offers.clear()
+        everyone = range(len(self.devices))
+        nobodys = [i for i in everyone if refusing.get(i, 0) == SUBKINDS]
+        first = min([*failing, *nobodys], default=None)
+        if first is None:
             self.run("setup")
             self.state = "ready"
             self.fresh()
-            return
-        first = min(failing)
-        with pytest.raises(Exception, match=f"d{first} failed"):
-            self.run("setup")
+        elif first in nobodys:
+            reasons = "; ".join(f"s{k}: s{k} has no d{first}" for k in range(SUBKINDS))
+            with pytest.raises(DeviceNotSupported, match=reasons):
+                self.run("setup")
+        else:
+            with pytest.raises(Exception, match=f"d{first} failed"):
+                self.run("setup")
+        # In order, to the first that takes it, and to none after an error.
+        asked = everyone if first is None else range(first + 1)
+        assert self.offers == [
+            (i, k) for i in asked for k in range(min(refusing.get(i, 0) + 1, SUBKINDS))
+        ]
         torn = [call for call in self.calls if call.endswith("teardown")]
-        assert torn == [f"d{i}.teardown" for i in reversed(range(first))]
+        assert torn == [f"d{i}.teardown" for i in reversed(range(first or 0))]
 
     @precondition(lambda self: self.state != "new")
     @rule(failing=failures)
@@ -257,15 +305,11 @@ class LayerMachine(RuleBasedStateMachine):
             # What was given up is waited for further, not asked again.
             self.devices[i].go_on.set()
             self.inside.discard(i)
-        limit = 20.0
         able = asked.intersection(self.scripted) - set(failing)
-        if self.run.can_hang and hanging in able:
-            self.devices[hanging].hang = True
-            self.devices[hanging].go_on.clear()
-            self.inside.add(hanging)
-            failing[hanging] = "late"
-            limit = 0.05
-        self.expect("preresume", failing, limit)
+        if hanging in able:
+            self.hang(hanging, asked, failing)
+        else:
+            self.expect("preresume", failing, 20)
         assert sorted(self.calls) == sorted(self.called("preresume", asked))
         for i in self.pending - set(failing):
             self.acked[i] = self.sent
@@ -273,6 +317,53 @@ class LayerMachine(RuleBasedStateMachine):
         self.state = "unknown" if failing else "ready"
         if not failing:
             self.complete = self.sent
+
+    def hang(self, who: int, asked: set[int], failing: dict[int, str]) -> None:
+        """All answer but one; then the wait is cancelled."""
+        device = self.devices[who]
+        device.hang, device.taken = True, False
+        for event in (device.inside, device.heard, device.go_on):
+            event.clear()
+        canceller = threading.Thread(target=self.cancel, args=(device, asked - {who}))
+        canceller.start()
+        failing[who] = "cancelled"
+        self.expect("preresume", failing, 20)
+        canceller.join()
+        if not device.taken:
+            self.inside.add(who)
+
+    def cancel(self, hanging: Device, others: set[int]) -> None:
+        layer = self.run.sync
+        assert hanging.inside.wait(20)
+        self.until(lambda: all(map(self.answered, others)))
+        assert layer.cancel()
+
+    def result(self, i: int) -> Any:
+        results = ffi.new("struct remus_device_result[8]")
+        lib.remus_group_results(self.run.sync._group.raw, results, 8)
+        return results[i]
+
+    def answered(self, i: int) -> bool:
+        result = self.result(i)
+        return bool(result.acked or result.error < 0)
+
+    @staticmethod
+    def until(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.0002)
+
+    @precondition(lambda self: self.state != "new" and self.inside)
+    @rule()
+    def late_answers(self) -> None:
+        """With nobody waiting; they count all the same."""
+        for i in self.inside:
+            self.devices[i].go_on.set()
+            self.until(lambda i=i: self.result(i).acked)  # type: ignore[misc]
+            self.acked[i] = self.sent
+        self.pending -= self.inside
+        self.inside.clear()
 
     @precondition(lambda self: self.state != "new")
     @rule(failing=failures)
@@ -292,7 +383,7 @@ class LayerMachine(RuleBasedStateMachine):
         sends=failures,
         first=some,
         hanging=st.none() | st.integers(0, 7),
-        between=st.booleans(),
+        between=st.sampled_from(["", "commit", "postsuspend", "late_answers"]),
         second=failures,
         commits=failures,
     )
@@ -301,15 +392,19 @@ class LayerMachine(RuleBasedStateMachine):
         sends: dict[int, str],
         first: dict[int, str],
         hanging: int | None,
-        between: bool,
+        between: str,
         second: dict[int, str],
         commits: dict[int, str],
     ) -> None:
         """A whole one, which single steps seldom come to by chance."""
         self.postsuspend(sends)
         self.preresume(first, hanging)
-        if between:
+        if between == "commit":
             self.commit(commits)
+        elif between == "postsuspend" and self.inside:
+            self.postsuspend(sends)  # refused
+        elif between == "late_answers":
+            self.late_answers()
         self.preresume(second, None)
         self.commit(commits)
 
@@ -334,11 +429,12 @@ class AsyncLayerMachine(LayerMachine):
     form = Async
 
 
+ANY_SPEED: Any = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+
+
 @pytest.mark.parametrize("machine", [LayerMachine, AsyncLayerMachine])
 def test_against_a_model(machine: type[LayerMachine]) -> None:
-    run_state_machine_as_test(
-        machine, settings=settings(max_examples=60, deadline=None)
-    )
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, **ANY_SPEED))
 
 
 @pytest.mark.slow
@@ -346,5 +442,5 @@ def test_against_a_model(machine: type[LayerMachine]) -> None:
 def test_against_a_model_for_longer(machine: type[LayerMachine]) -> None:
     run_state_machine_as_test(
         machine,
-        settings=settings(max_examples=600, stateful_step_count=80, deadline=None),
+        settings=settings(max_examples=600, stateful_step_count=80, **ANY_SPEED),
     )

@@ -286,36 +286,133 @@ def test_phases_out_of_order(node, is_node):
 
 
 STORM = """
-import signal, sys
-from remus_native import DrbdDisk
-signal.signal(signal.SIGALRM, lambda *_: None)
-signal.signal(signal.SIGPROF, lambda *_: None)
-signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
-signal.setitimer(signal.ITIMER_PROF, 0.0003, 0.0003)
-with DrbdDisk(sys.argv[1]) as disk:
-    for _ in range(20):
-        disk.postsuspend()
-        disk.preresume(timeout_s=10)
-        disk.commit()
-print("fine")
+import asyncio, os, signal, sys, threading
+from remus_native import AsyncCheckpointDevices, CheckpointDevices, DrbdDisk
+
+form, path, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
+count = 0
+
+def on_signal(*_):
+    global count
+    count += 1
+
+for number in (signal.SIGALRM, signal.SIGPROF, signal.SIGINT):
+    signal.signal(number, on_signal)
+stop = threading.Event()
+
+def interrupt():
+    while not stop.wait(0.001):
+        os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt).start()
+signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+signal.setitimer(signal.ITIMER_PROF, 0.0001, 0.0001)
+
+def alone():
+    with DrbdDisk(path) as disk:
+        for _ in range(times):
+            disk.postsuspend()
+            disk.preresume(timeout_s=20)
+            disk.commit()
+
+def layer(disks):
+    with CheckpointDevices(DrbdDisk(path) for _ in range(disks)) as devices:
+        for _ in range(times):
+            devices.postsuspend()
+            devices.preresume(timeout_s=20)
+            devices.commit()
+
+async def loop():
+    disks = [DrbdDisk(path), DrbdDisk(path)]
+    async with AsyncCheckpointDevices(disks) as devices:
+        for _ in range(times):
+            await devices.postsuspend()
+            await devices.preresume(timeout_s=20)
+            await devices.commit()
+
+def bare():
+    # What comes of it without the care that is tested here.
+    import fcntl
+    fd = os.open(path, os.O_RDONLY)
+    for _ in range(times):
+        fcntl.ioctl(fd, 20)
+        fcntl.ioctl(fd, 30)
+
+try:
+    {
+        "alone": alone,
+        "one": lambda: layer(1),
+        "three": lambda: layer(3),
+        "loop": lambda: asyncio.run(loop()),
+        "bare": bare,
+    }[form]()
+    print("fine", count > times)
+except OSError as error:
+    print("errno", error.errno)
+finally:
+    stop.set()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
 """
 
 
+def storm(where: IoctlNode, form: str, times: int = 20) -> list[str]:
+    return [sys.executable, "-c", STORM, form, str(where.disk), str(times)]
+
+
 @fuse
-def test_signals_are_no_loss(node):
+@pytest.mark.parametrize("form", ["alone", "one", "three", "loop"])
+def test_signals_are_no_loss(node, form):
+    """SIGALRM and SIGPROF at 10 kHz, SIGINT at 1 kHz, and a driver that says
+    EPROTO to each that reaches it."""
     node.answer(20, 0)
     node.answer(30, (0, 20))
     node.answer(40, 0)
     out = subprocess.run(
-        [sys.executable, "-c", STORM, str(node.disk)],
+        storm(node, form),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert out.stdout == "fine\n", out.stderr
-    assert len([1 for number, _ in node.log() if number == 30]) == 20
+    assert out.stdout == "fine True\n", out.stderr
+    # Not one wait was cut short and asked again.
+    disks = {"three": 3, "loop": 2}.get(form, 1)
+    assert len([1 for number, _ in node.log() if number == 30]) == 20 * disks
+
+
+@fuse
+def test_the_storm_is_one(node):
+    """A program that takes no care sees a lost backup in it."""
+    node.answer(20, 0)
+    node.answer(30, (0, 20))
+    out = subprocess.run(
+        storm(node, "bare"), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert out.stdout == f"errno {EPROTO}\n", out.stderr
+
+
+@fuse
+@pytest.mark.parametrize("form", ["alone", "three", "loop"])
+def test_a_stopped_process_has_lost_nothing(node, form):
+    """SIGSTOP can't be blocked, and a debugger or a freezer stops so, too."""
+    node.answer(20, 0)
+    node.answer(30, (0, 50))
+    node.answer(40, 0)
+    with subprocess.Popen(
+        storm(node, form), stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            while process.poll() is None:
+                process.send_signal(signal.SIGSTOP)
+                time.sleep(0.002)
+                process.send_signal(signal.SIGCONT)
+                time.sleep(0.08)  # longer than a wait, which begins anew
+            assert process.stdout is not None
+            assert process.stdout.read() == "fine True\n"
+        finally:
+            process.kill()
 
 
 @fuse

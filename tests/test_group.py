@@ -11,9 +11,11 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from test_drbd import IoctlNode, node, node_program  # noqa: F401
 from remus_native._binding import last_error
 
 pytestmark = pytest.mark.fuse
+ROOT = Path(__file__).parent.parent
 
 
 class Group:
@@ -265,6 +268,20 @@ def test_a_node_that_hangs_holds_nobody_up(node, begun):  # noqa: F811
     group.close()
     until(lambda: len(os.listdir("/proc/self/task")) == threads)
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_an_epoch_of_nodes_makes_nothing(node):  # noqa: F811
+    """No memory, thread, process or file: tests/c/test_group_costs.c."""
+    program = "build/plain/test_group_costs"
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("MAKEFLAGS", "MFLAGS")
+    }
+    subprocess.run(["make", "-s", program], cwd=ROOT, env=environment, check=True)
+    for number in (20, 30, 40):
+        node.answer(number, 0)
+    subprocess.run([ROOT / program, *[node.disk] * 4], check=True, timeout=100)
 
 
 def test_a_tag_must_be_a_number(node):  # noqa: F811

@@ -75,12 +75,10 @@ static inline void pair_open_backup(struct pair *t, remus_io *io)
     CHECK(remus_backup_serve(t->b, t->address, 0, 0));
 }
 
-/* Both sides open and Protected; `io` NULL: the system's. */
-static inline void pair_open(struct pair *t, uint64_t size_a, uint64_t size_b,
-                             remus_io *io)
+/* A folder with images and state directories; nothing is open. */
+static inline void pair_make(struct pair *t, uint64_t size_a, uint64_t size_b)
 {
     static const char *const side[2] = {"primary", "backup"};
-    struct remus_volume v[PAIR_VOLUMES];
     memset(t, 0, sizeof *t);
     t->size[0] = size_a;
     t->size[1] = size_b;
@@ -97,6 +95,12 @@ static inline void pair_open(struct pair *t, uint64_t size_a, uint64_t size_b,
             pair_disk(t->disk[s][i], t->size[i]);
         }
     }
+}
+
+/* The primary, open and Protected; `io` NULL: the system's. */
+static inline void pair_open_primary(struct pair *t, remus_io *io)
+{
+    struct remus_volume v[PAIR_VOLUMES];
     pair_volumes(t, 0, v);
     const struct remus_primary_config pc = {.resource = "guest0",
                                             .state_dir = t->state[0],
@@ -107,9 +111,24 @@ static inline void pair_open(struct pair *t, uint64_t size_a, uint64_t size_b,
                                             .connect_ms = 20,
                                             .idle_ms = 3600000,
                                             .queue_bytes = 4u << 20};
-    pair_open_backup(t, NULL);
     CHECK(remus_primary_open_io(&pc, io ? io : remus_io_system(), &t->p));
     CHECK(remus_primary_wait_protected(t->p, 20000));
+}
+
+/* Both sides open and Protected. */
+static inline void pair_open(struct pair *t, uint64_t size_a, uint64_t size_b,
+                             remus_io *io)
+{
+    pair_make(t, size_a, size_b);
+    pair_open_backup(t, NULL);
+    pair_open_primary(t, io);
+}
+
+static inline void pair_remove(const struct pair *t)
+{
+    char command[128];
+    snprintf(command, sizeof command, "rm -r %s", t->dir);
+    EXPECT(system(command) == 0);
 }
 
 /* One committed checkpoint; its number. */

@@ -262,9 +262,7 @@ static void test_replica_lost(int begins)
     EXPECT(remus_group_postsuspend(g, NULL, 0) == -EPROTO);
     remus_group_close(g);
     remus_primary_close(t.p);
-    char command[128];
-    snprintf(command, sizeof command, "rm -r %s", t.dir);
-    EXPECT(system(command) == 0);
+    pair_remove(&t);
 }
 
 int main(void)
