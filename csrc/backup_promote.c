@@ -269,6 +269,16 @@ static void look_back(remus_backup *b)
     pthread_mutex_unlock(&b->lock);
 }
 
+int remus_backup_target(remus_backup *b, int by, uint64_t epoch,
+                        const void *tag, size_t tag_len, uint64_t *target)
+{
+    look_back(b);
+    pthread_mutex_lock(&b->lock);
+    int err = find_target(b, by, epoch, tag, tag_len, target);
+    pthread_mutex_unlock(&b->lock);
+    return err ? remus_fail_in(err, "backup of %s", b->resource) : 0;
+}
+
 int remus_backup_ask(remus_backup *b, int flags)
 {
     pthread_mutex_lock(&b->lock);

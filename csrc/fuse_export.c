@@ -132,7 +132,6 @@ static remus_export *new_export(remus_primary *p, remus_backup *b,
     pthread_cond_init(&e->drained, &attr);
     pthread_condattr_destroy(&attr);
     pthread_rwlock_init(&e->source, NULL);
-    e->want = -1;
     e->since = time(NULL);
     atomic_init(&e->p, p);
     int err = p ? 0 : remus_standby_init(e, b, auto_promote);
