@@ -117,7 +117,9 @@ class TestBackup:
 
     __test__ = False
 
-    def __init__(self, world: World, *, ack: str = "durable") -> None:
+    def __init__(
+        self, world: World, *, ack: str = "durable", discard_local: bool = False
+    ) -> None:
         keep = [ffi.new("char[]", text) for text in (b"guest0", b"/state")]
         volumes = ffi.new("struct remus_volume[]", len(NAMES))
         for raw, name in zip(volumes, NAMES, strict=True):
@@ -127,6 +129,7 @@ class TestBackup:
         config.resource, config.state_dir = keep[0], keep[1]
         config.volumes, config.volume_count = volumes, len(NAMES)
         config.ack = lib.REMUS_ACK_DURABLE if ack == "durable" else lib.REMUS_ACK_MEMORY
+        config.discard_local = int(discard_local)
         config.journal_bytes = SEGMENT * SEGMENTS
         config.segment_bytes = SEGMENT
         out = ffi.new("remus_backup **")
