@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "error.h"
@@ -69,8 +70,10 @@ static void *worker_main(void *arg)
 static int check_mountpoint(const char *path)
 {
     struct stat st, up;
+    struct statvfs fs;
     char parent[4096];
-    if (stat(path, &st)) {
+    /* What stat knows may be a second old; this is asked of who serves it. */
+    if (stat(path, &st) || statvfs(path, &fs)) {
         /* Ours, and its process died without a chance to unmount. */
         if (errno != ENOTCONN)
             return remus_fail(-errno, "mount %s: %s", path,

@@ -86,7 +86,7 @@ def warn_without_tls(resource: ResourceFile) -> None:
 def detach_dead_mount(mount: str) -> None:
     """Take away what a primary that was killed left at our mount point."""
     try:
-        os.stat(mount)
+        os.statvfs(mount)  # never from a cache, as stat's answer may be
     except OSError as error:
         if error.errno != errno.ENOTCONN:
             return
