@@ -68,7 +68,7 @@ class Sides:
         if not now:
             said = self.start(old, "primary")
             if said:
-                assert "start it as the backup of the other one" in said
+                assert "start it as the backup" in said
                 assert not self.start(old, "backup")
             now = self.ask(old)
         if now["role"] == "primary" and now["state"] != "Fenced":
