@@ -263,7 +263,8 @@ static void look_back(remus_backup *b)
     pthread_mutex_lock(&b->lock);
     if (alone == UINT64_MAX) {
         uint64_t heard = b->super.heard;
-        alone = heard && now > heard ? now - heard : 0;
+        /* A clock that was set back by much tells nothing: that is old. */
+        alone = !heard ? 0 : now > heard ? now - heard : heard - now;
     }
     b->alone_s = alone;
     pthread_mutex_unlock(&b->lock);

@@ -17,11 +17,11 @@ import dataclasses
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ._binding import lib
-from ._fence import FenceWatch
+from ._fence import FenceFailed, FenceWatch
 from ._process import (
     Watch,
     detach_dead_mount,
@@ -37,7 +37,7 @@ from ._promote import checkpoint_object, promote_and_tell
 from ._statistics import FILES
 from ._verify import Verifier
 from .control import ControlServer
-from .errors import RemusError
+from .errors import RemusError, StateError
 from .replica import Backup, Export, Primary, Standby
 from .resource_file import ResourceFile
 
@@ -184,6 +184,7 @@ class _Backup:
                     dataclasses.asdict(one) for one in backup.refusals()
                 ],
                 "target": lambda **names: {"checkpoint": backup.target(**names)},
+                **_of_the_other_role("backup", ("resume", "verify", "verified")),
             },
             deferred={
                 "promote": self._promote,
@@ -227,7 +228,8 @@ class _Backup:
             )
         except RemusError as error:
             say(f"{name}: not promoted for who opens a disk for writing: {error}")
-            standby.refuse(error.errno or errno.EIO)
+            failed = isinstance(error, FenceFailed)
+            standby.refuse(errno.EIO if failed else error.errno or errno.EIO)
             return
         say(
             f"{name}: promoted to checkpoint {result['checkpoint']}, because "
@@ -353,12 +355,28 @@ def _control_primary(
             "verify": verifier.start,
             "verified": verifier.look,
             "verify_cancel": verifier.cancel,
+            **_of_the_other_role(
+                "primary", ("checkpoints", "refusals", "target", "promote", "commit")
+            ),
         },
         deferred={"stop": watch.stop},
     )
 
 
 # ---- both --------------------------------------------------------------------
+
+
+def _of_the_other_role(role: str, names: Sequence[str]) -> dict[str, Any]:
+    """What is asked of this side by who takes it for the other one."""
+
+    def refuse(**_: Any) -> None:
+        raise StateError(
+            f"this side is the {role} now: if the two have exchanged their roles, "
+            "say --swapped (or say it no more)",
+            errno=errno.EINVAL,
+        )
+
+    return dict.fromkeys(names, refuse)
 
 
 def _ready(side: str, resource: ResourceFile) -> None:

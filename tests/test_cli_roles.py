@@ -221,6 +221,11 @@ def test_swap_there_and_back(host: Host, capsys: pytest.CaptureFixture[str]) -> 
             disk.seek(4096)
             disk.write(f"turn {turn}".encode())
     assert "this host is the primary now" in capsys.readouterr().out
+    # Without the word the sides are taken for each other: they say so.
+    for words in (["promote"], ["commit"], ["resume"], ["status"], ["swap"]):
+        number = ["7"] if words == ["commit"] else []
+        assert main([*words, str(host.file), *number]) == 1
+        assert "say --swapped" in capsys.readouterr().err
     code = main(["status", "--swapped", "--json", str(host.file)])
     assert code == 0
 
