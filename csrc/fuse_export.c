@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* A primary's volumes as files: mount, workers, close; see fuse_int.h. */
+/* A primary's volumes as files: mount, close; see fuse_int.h. */
 #include "fuse_int.h"
 
 #include <errno.h>
@@ -17,13 +17,7 @@
 #define PENDING_MADE 512   /* made beforehand */
 #define DRAIN_MS 5000      /* patience for parked requests at close */
 
-static _Thread_local unsigned char *worker_buffer; /* of a worker */
 static _Thread_local char log_text[256]; /* libfuse's last complaint */
-
-unsigned char *remus_fuse_buffer(void)
-{
-    return worker_buffer;
-}
 
 static void keep_log(enum fuse_log_level level, const char *format,
                      va_list args)
@@ -31,38 +25,6 @@ static void keep_log(enum fuse_log_level level, const char *format,
     (void)level;
     vsnprintf(log_text, sizeof log_text, format, args);
     log_text[strcspn(log_text, "\n")] = '\0';
-}
-
-/* ---- workers ----------------------------------------------------------- */
-
-static void free_buffers(void *arg)
-{
-    struct fuse_buf *buf = arg;
-    free(buf->mem);
-    free(worker_buffer);
-    worker_buffer = NULL;
-}
-
-/* Can be cancelled only while it waits for a request. */
-static void *worker_main(void *arg)
-{
-    remus_export *e = arg;
-    struct fuse_buf buf = {.mem = NULL};
-    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-    worker_buffer = aligned_alloc(4096, REMUS_FUSE_IO);
-    pthread_cleanup_push(free_buffers, &buf);
-    while (worker_buffer && !fuse_session_exited(e->se)) {
-        pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
-        int n = fuse_session_receive_buf(e->se, &buf);
-        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-        if (n == -EINTR)
-            continue;
-        if (n <= 0)
-            break;
-        fuse_session_process_buf(e->se, &buf);
-    }
-    pthread_cleanup_pop(1);
-    return NULL;
 }
 
 /* ---- open and close ---------------------------------------------------- */
@@ -101,6 +63,7 @@ static void free_export(remus_export *e)
         free(w);
     }
     pthread_mutex_destroy(&e->lock);
+    pthread_mutex_destroy(&e->disk_lock);
     pthread_mutex_destroy(&e->interrupt_lock);
     pthread_cond_destroy(&e->drained);
     pthread_rwlock_destroy(&e->source);
@@ -127,6 +90,8 @@ static remus_export *new_export(remus_primary *p, remus_backup *b,
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_mutex_init(&e->lock, NULL);
+    pthread_mutex_init(&e->disk_lock, NULL);
+    e->put_off_tail = &e->put_off;
     pthread_mutexattr_t recursive;
     pthread_mutexattr_init(&recursive);
     pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
@@ -213,7 +178,8 @@ static int open_export(remus_primary *p, remus_backup *b, int auto_promote,
         return err;
     }
     for (int i = 0; i < REMUS_FUSE_WORKERS; i++) {
-        err = -pthread_create(&e->threads[i], NULL, worker_main, e);
+        err = -pthread_create(&e->threads[i], NULL,
+                              remus_fuse_worker_main, e);
         if (err)
             break;
         e->running++;

@@ -1,17 +1,20 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The FUSE node, inside:
- *   fuse_export.c  mount, workers, close
+ *   fuse_export.c  mount, close
+ *   fuse_worker.c  the threads, and which of them may wait for a disk
  *   fuse_node.c    the operations on the directory and its files
  *   fuse_standby.c  the same where there is no primary yet
  *
  * A fixed number of workers read requests and carry them out.  None of them
  * ever waits for the network or for another request: a write without room
  * and an ioctl 30 are parked in the primary, whose threads answer them
- * through a callback.  (With 12 workers held by writes an ioctl 20 took
- * 4.7 s.)
+ * through a callback.  Nor do all of them ever wait for the local disk: some
+ * are kept for what needs none, an ioctl 20 above all.  (With 12 workers held
+ * by writes it took 4.7 s.)
  *
- * Locks: export.lock is a leaf; nothing is called with it held.  `source` is
+ * Locks: export.lock and disk_lock are leaves; nothing is called with them
+ * held.  `source` is
  * held (shared) while the backup is used, (exclusively) to let go of it.
  */
 #ifndef REMUS_FUSE_INT_H
@@ -26,7 +29,8 @@
 
 #include "primary.h"
 
-#define REMUS_FUSE_WORKERS 8
+#define REMUS_FUSE_WORKERS 12
+#define REMUS_FUSE_AT_DISK 10 /* workers that may wait for a disk at once */
 #define REMUS_FUSE_IO (1u << 20) /* bytes of one read or write at most */
 
 /* A request that the primary will answer. */
@@ -35,6 +39,13 @@ struct remus_pending {
     fuse_req_t req;
     size_t len;            /* of a write */
     struct remus_pending *next; /* export.lock */
+};
+
+/* A request to the disk that no worker may carry out yet. */
+struct remus_put_off {
+    struct remus_put_off *next; /* disk_lock */
+    size_t len;
+    char bytes[];          /* as it came */
 };
 
 /* Somebody opens a disk for writing and waits for the promote. */
@@ -60,6 +71,11 @@ struct remus_export {
     pthread_t threads[REMUS_FUSE_WORKERS];
     int running;           /* open/close only */
 
+    pthread_mutex_t disk_lock;
+    unsigned int at_disk;  /* disk_lock: workers that may wait for a disk */
+    struct remus_put_off *put_off, **put_off_tail; /* disk_lock; not empty
+                              only while at_disk is REMUS_FUSE_AT_DISK */
+
     /* Held while an ioctl 30 or an opener is parked; recursive: libfuse may
      * call back from within.  Before primary.lock. */
     pthread_mutex_t interrupt_lock;
@@ -73,6 +89,11 @@ struct remus_export {
 
 /* The operations, for fuse_session_new. */
 extern const struct fuse_lowlevel_ops remus_fuse_operations;
+
+/* fuse_worker.c */
+void *remus_fuse_worker_main(void *arg);
+/* This worker's buffer of REMUS_FUSE_IO bytes: NULL outside of a worker. */
+unsigned char *remus_fuse_buffer(void);
 
 /* fuse_standby.c */
 int remus_standby_init(remus_export *e, remus_backup *b, int auto_promote);
@@ -93,8 +114,5 @@ void remus_node_opened(remus_export *e, struct remus_opener *o, int err);
 
 /* Free an export that nobody uses any more. */
 void remus_export_free(remus_export *e);
-
-/* This worker's buffer of REMUS_FUSE_IO bytes: NULL outside of a worker. */
-unsigned char *remus_fuse_buffer(void);
 
 #endif

@@ -157,7 +157,9 @@ static void note_outage(remus_primary *p, uint64_t held)
     if (p->barrier_epoch <= p->acked ||
         remus_primary_epoch_lost(p, p->barrier_epoch))
         return;
-    unsigned int i = p->outages++ % REMUS_OUTAGES;
+    unsigned int i = p->outages % REMUS_OUTAGES;
+    if (p->outages++ >= REMUS_OUTAGES)
+        p->outage_floor = p->outage[i].to;
     p->outage[i].from = p->acked + 1;
     p->outage[i].to = p->barrier_epoch;
 }
@@ -255,7 +257,7 @@ struct remus_slot *remus_primary_begin_plan(
     /* From here on every write is queued. */
     p->journaled = !p->direct;
     p->streaming = p->stats.connected;
-    p->alone = p->alone_granted = p->alone_refused = 0;
+    p->alone = p->alone_granted = p->alone_refused = p->alone_failed = 0;
     return remus_sendq_reserve(&p->queue, REMUS_REC_HEADER);
 }
 
@@ -526,7 +528,8 @@ static void note_refusal(remus_primary *p, enum remus_plan plan)
     char text[REMUS_REASON_MAX];
     pthread_mutex_lock(&p->lock);
     int state = p->state;
-    if (state == REMUS_STATE_SPLIT_BRAIN || state == REMUS_STATE_FENCED) {
+    if (state == REMUS_STATE_SPLIT_BRAIN || state == REMUS_STATE_FENCED ||
+        p->alone_failed) {
         /* That is what there is to say, until it is over. */
         pthread_mutex_unlock(&p->lock);
         return;

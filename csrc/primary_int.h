@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A primary, inside.  One job a file:
- *   primary.c         open, close, status, epochs (barrier, ack, commit)
- *   primary_io.c      reads, writes, ranges, parked requests
+ *   primary.c         open, close, status
+ *   primary_checkpoint.c barrier, ack, commit
+ *   primary_io.c      writes: ranges, local disk, queue, parked requests
+ *   primary_calls.c   reads and writes that wait, as remus.h has them
  *   primary_link.c    sender, receiver, loss
  *   primary_wait.c    waits for an ack that hold no thread
  *   primary_engine.c  connecting, what to do with a backup, watching
@@ -177,7 +179,9 @@ struct remus_primary {
     int resumed;                  /* no wait goes on in this outage */
     int alone_granted;            /* ... or may soon: the fence succeeded */
     int alone_refused;            /* ... never, in this outage */
-    int alone_failed;             /* -errno: the new one could not be stored */
+    int alone_failed;             /* -errno: the new one could not be stored,
+                                     at alone_failed_ns; tried again */
+    uint64_t alone_failed_ns;
     int taking;                   /* a new generation is being stored */
     int fenced;                   /* no write passes any more */
     unsigned int writers;         /* open files that may write */
@@ -216,6 +220,8 @@ struct remus_primary {
         uint64_t from, to;        /* epochs that will never be acked */
     } outage[REMUS_OUTAGES];
     unsigned int outages;         /* so far; the newest ones are kept */
+    uint64_t outage_floor;        /* of epochs up to here it is not known any
+                                     more: they count as lost */
     /* Of this connection: */
     uint64_t session_first;       /* its first epoch */
     uint64_t stable, applied, committed;
@@ -265,11 +271,15 @@ struct remus_primary {
 };
 
 /* primary.c */
+/* Set the state and its reason, wake those who wait (lock held). */
+void remus_primary_set_state(remus_primary *p, int state, const char *reason);
+
+/* primary_checkpoint.c */
 /* Is replication up?  0, or -EPROTO with the state and why (lock held). */
 int remus_primary_check_protected(remus_primary *p);
 /*
  * Close the open epoch (lock held).  Returns the slot to publish with
- * remus_primary_send_barrier(), or NULL with *err.
+ * remus_primary_send_now(), or NULL with *err.
  */
 struct remus_slot *remus_primary_close_epoch(remus_primary *p,
                                              struct remus_record *r,
@@ -294,13 +304,26 @@ int remus_primary_barrier(remus_primary *p, const void *tag, size_t tag_len,
                           int flags, int need_protected, uint64_t *epoch);
 /* 1: `epoch` is acked; 0: wait; -EPROTO lost; -EINVAL (lock held). */
 int remus_primary_acked_or_lost(remus_primary *p, uint64_t epoch);
-/* Set the state and its reason, wake those who wait (lock held). */
-void remus_primary_set_state(remus_primary *p, int state, const char *reason);
 
 /* primary_io.c */
 void *remus_primary_resumer_main(void *arg);
+/*
+ * Carry a request out: its result, or REMUS_PARKED, and then its `done` gets
+ * it.  `borrow`: the data stays good until then, no copy is needed.
+ */
+int remus_primary_submit(remus_primary *p, struct remus_request *proto,
+                         int borrow);
+/* -EROFS, and why. */
+int remus_primary_fenced(remus_primary *p, const struct remus_pvolume *v);
 /* Let the resumer look at the parked requests (lock held). */
 void remus_primary_kick_parked(remus_primary *p);
+/* Age in ns of the oldest write that waits for room; 0: none (lock). */
+uint64_t remus_primary_oldest_wait(remus_primary *p, uint64_t now);
+
+/* primary_calls.c */
+/* Is the range inside the volume?  Else `err`, with a text. */
+int remus_primary_check_io(remus_primary *p, unsigned int volume,
+                           uint64_t offset, uint64_t len, int err);
 /* Read a range and queue it in the first copy; blocks.  0 or -errno. */
 int remus_primary_copy_range(remus_primary *p, unsigned int volume,
                              uint64_t offset, size_t len,
@@ -314,10 +337,6 @@ int remus_primary_hash_range(remus_primary *p, unsigned int volume,
                              uint64_t offset, size_t len, unsigned char *buf,
                              unsigned char *hashes, uint64_t session,
                              int64_t *question);
-/* Age in ns of the oldest write that waits for room; 0: none (lock). */
-uint64_t remus_primary_oldest_wait(remus_primary *p, uint64_t now);
-int remus_primary_check_io(remus_primary *p, unsigned int volume,
-                           uint64_t offset, uint64_t len, int err);
 
 /* primary_engine.c */
 void *remus_primary_engine_main(void *arg);
@@ -414,8 +433,12 @@ int remus_primary_asks_alone(const remus_primary *p);
 /* Does a write that nobody takes need a new generation, and may it have one?
  * (lock held) */
 int remus_primary_may_go_alone(const remus_primary *p);
-/* Take it, if that is still so; blocks for the state's disk. */
-int remus_primary_take_generation(remus_primary *p);
+/* Take it, if that is still so; blocks for the state's disk.  A failure is
+ * kept in alone_failed, and told in the state's reason. */
+void remus_primary_take_generation(remus_primary *p);
+/* Must a write that waits for it fail, since it could not be stored a moment
+ * ago?  (lock held) */
+int remus_primary_alone_fails(const remus_primary *p);
 
 /* take_over.c */
 /* Is this the state of a promoted backup?  Then go on from there; blocks for

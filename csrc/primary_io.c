@@ -20,21 +20,6 @@ typedef unsigned long long ull;
 
 #define REREAD_MAX (64u << 20) /* bytes read again after a failed write */
 
-int remus_primary_check_io(remus_primary *p, unsigned int volume,
-                           uint64_t offset, uint64_t len, int err)
-{
-    if (volume >= p->volume_count)
-        return remus_fail(-EINVAL, "resource %s: no volume %u, there are %u",
-                          p->resource, volume, p->volume_count);
-    const struct remus_pvolume *v = &p->volumes[volume];
-    if (offset > v->size || len > v->size - offset)
-        return remus_fail(err,
-                          "volume %s: %llu bytes at %llu reach beyond the "
-                          "end at %llu",
-                          v->name, (ull)len, (ull)offset, (ull)v->size);
-    return 0;
-}
-
 /* ---- ranges -------------------------------------------------------------- */
 
 /* Take a range.  1: taken; 0: an overlapping one is in flight, and its end
@@ -115,7 +100,7 @@ static int may_pass(const remus_primary *p, struct remus_request *q)
     int passes = p->alone && remus_primary_has_leave(p);
     if (p->fenced)
         q->result = -EROFS;
-    else if (!p->alone && p->alone_failed)
+    else if (!p->alone && remus_primary_alone_fails(p))
         q->result = p->alone_failed;
     else if (!passes && (p->stopping || p->alone_refused))
         q->result = -EIO;
@@ -409,12 +394,10 @@ static void resume_parked(remus_primary *p)
 {
     int room = 1; /* nobody before had to go on waiting for room */
     pthread_mutex_lock(&p->lock);
-    int alone = p->parked_room && remus_primary_may_go_alone(p);
-    if (alone) {
+    if (p->parked_room && remus_primary_may_go_alone(p)) {
         pthread_mutex_unlock(&p->lock);
-        int err = remus_primary_take_generation(p);
+        remus_primary_take_generation(p);
         pthread_mutex_lock(&p->lock);
-        p->alone_failed = err;
     }
     struct remus_request **at = &p->parked;
     while (*at) {
@@ -496,7 +479,7 @@ static struct remus_request *new_request(remus_primary *p)
     return q ? q : malloc(sizeof *q);
 }
 
-static int fenced(remus_primary *p, const struct remus_pvolume *v)
+int remus_primary_fenced(remus_primary *p, const struct remus_pvolume *v)
 {
     pthread_mutex_lock(&p->lock);
     int err = remus_fail(-EROFS, "volume %s: this side is %s: %s", v->name,
@@ -507,16 +490,16 @@ static int fenced(remus_primary *p, const struct remus_pvolume *v)
 
 /*
  * The fast path lives on the caller's stack; a request object and a copy of
- * the data are made only to be parked.  `borrow`: the data stays good until
- * `done`, no copy is needed.
+ * the data are made only to be parked.
  */
-static int submit(remus_primary *p, struct remus_request *proto, int borrow)
+int remus_primary_submit(remus_primary *p, struct remus_request *proto,
+                         int borrow)
 {
     struct remus_pvolume *v = &p->volumes[proto->volume];
     enum remus_request_step step = REMUS_REQ_RANGE;
     struct remus_request *q = proto;
     if (atomic_load_explicit(&p->no_writes, memory_order_relaxed) && !q->copy)
-        return fenced(p, v);
+        return remus_primary_fenced(p, v);
     if (range_take(v, &q->range, 1)) {
         do_local(p, q);
         if (queue_range(p, q, 1)) {
@@ -583,7 +566,7 @@ int remus_primary_submit_write(remus_primary *p, unsigned int volume,
                               .data = buf,
                               .done = done,
                               .opaque = opaque};
-    return submit(p, &q, 0);
+    return remus_primary_submit(p, &q, 0);
 }
 
 int remus_primary_submit_zero(remus_primary *p, unsigned int volume,
@@ -598,149 +581,5 @@ int remus_primary_submit_zero(remus_primary *p, unsigned int volume,
                               .range = {offset, offset + len, NULL},
                               .done = done,
                               .opaque = opaque};
-    return submit(p, &q, 0);
-}
-
-/* ---- the synchronous forms --------------------------------------------- */
-
-struct completion {
-    pthread_mutex_t lock;
-    pthread_cond_t cond;
-    int done;
-    int result;
-};
-
-static void complete(void *opaque, int result)
-{
-    struct completion *c = opaque;
-    pthread_mutex_lock(&c->lock);
-    c->done = 1;
-    c->result = result;
-    pthread_cond_signal(&c->cond);
-    pthread_mutex_unlock(&c->lock);
-}
-
-static int submit_and_wait(remus_primary *p, struct remus_request *q)
-{
-    struct completion c = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER,
-                           0, 0};
-    q->done = complete;
-    q->opaque = &c;
-    int result = submit(p, q, 1);
-    if (result == REMUS_PARKED) {
-        pthread_mutex_lock(&c.lock);
-        while (!c.done)
-            pthread_cond_wait(&c.cond, &c.lock);
-        pthread_mutex_unlock(&c.lock);
-        result = c.result;
-    }
-    pthread_cond_destroy(&c.cond);
-    pthread_mutex_destroy(&c.lock);
-    return result;
-}
-
-static int io_result(remus_primary *p, unsigned int volume, const char *what,
-                     int err)
-{
-    if (!err)
-        return 0;
-    if (err == -EROFS && atomic_load(&p->no_writes))
-        return fenced(p, &p->volumes[volume]);
-    return remus_fail(err, "volume %s: %s %s: %s", p->volumes[volume].name,
-                      what, p->volumes[volume].path, remus_errno_text(err));
-}
-
-int remus_primary_pwrite(remus_primary *p, unsigned int volume,
-                         const void *buf, size_t len, uint64_t offset)
-{
-    int err = remus_primary_check_io(p, volume, offset, len, -ENOSPC);
-    if (err || !len)
-        return err;
-    struct remus_request q = {.kind = REMUS_REQ_WRITE,
-                              .volume = volume,
-                              .range = {offset, offset + len, NULL},
-                              .data = buf};
-    return io_result(p, volume, "write to", submit_and_wait(p, &q));
-}
-
-int remus_primary_write_zeroes(remus_primary *p, unsigned int volume,
-                               uint64_t offset, uint64_t len)
-{
-    int err = remus_primary_check_io(p, volume, offset, len, -ENOSPC);
-    if (err || !len)
-        return err;
-    struct remus_request q = {.kind = REMUS_REQ_ZERO,
-                              .volume = volume,
-                              .range = {offset, offset + len, NULL}};
-    return io_result(p, volume, "write zeroes to", submit_and_wait(p, &q));
-}
-
-int remus_primary_discard(remus_primary *p, unsigned int volume,
-                          uint64_t offset, uint64_t len)
-{
-    return remus_primary_write_zeroes(p, volume, offset, len);
-}
-
-int remus_primary_copy_range(remus_primary *p, unsigned int volume,
-                             uint64_t offset, size_t len, unsigned char *buf)
-{
-    struct remus_request q = {.kind = REMUS_REQ_COPY,
-                              .copy = 1,
-                              .volume = volume,
-                              .range = {offset, offset + len, NULL},
-                              .into = buf};
-    return io_result(p, volume, "read", submit_and_wait(p, &q));
-}
-
-int remus_primary_hash_range(remus_primary *p, unsigned int volume,
-                             uint64_t offset, size_t len, unsigned char *buf,
-                             unsigned char *hashes, uint64_t session,
-                             int64_t *question)
-{
-    struct remus_request q = {.kind = REMUS_REQ_HASH,
-                              .copy = 1,
-                              .volume = volume,
-                              .range = {offset, offset + len, NULL},
-                              .into = buf,
-                              .hashes = hashes,
-                              .session = session,
-                              .asked = question};
-    int err = submit_and_wait(p, &q);
-    return err == -EPROTO ? err : io_result(p, volume, "read", err);
-}
-
-int remus_primary_copy_hole(remus_primary *p, unsigned int volume,
-                            uint64_t offset, uint64_t len)
-{
-    struct remus_request q = {.kind = REMUS_REQ_HOLE,
-                              .copy = 1,
-                              .volume = volume,
-                              .range = {offset, offset + len, NULL}};
-    int err = submit_and_wait(p, &q);
-    return err == -EAGAIN ? err : io_result(p, volume, "look for holes", err);
-}
-
-int remus_primary_pread(remus_primary *p, unsigned int volume, void *buf,
-                        size_t len, uint64_t offset)
-{
-    int err = remus_primary_check_io(p, volume, offset, len, -EINVAL);
-    if (err || !len)
-        return err;
-    return io_result(p, volume, "read",
-                     remus_io_read(p->io, p->volumes[volume].file, buf, len,
-                                   offset));
-}
-
-int remus_primary_flush(remus_primary *p, unsigned int volume)
-{
-    int err = remus_primary_check_io(p, volume, 0, 0, -EINVAL);
-    if (err)
-        return err;
-    return io_result(p, volume, "sync",
-                     p->io->fdatasync(p->io, p->volumes[volume].file));
-}
-
-uint64_t remus_primary_size(remus_primary *p, unsigned int volume)
-{
-    return volume < p->volume_count ? p->volumes[volume].size : 0;
+    return remus_primary_submit(p, &q, 0);
 }

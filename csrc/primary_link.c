@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -380,6 +381,8 @@ void *remus_primary_sender_main(void *arg)
 {
     remus_primary *p = arg;
     struct rate rate = {0};
+    /* A linger is shorter than the kernel's usual slack of 50 us. */
+    prctl(PR_SET_TIMERSLACK, 1000ul, 0ul, 0ul, 0ul);
     for (;;) {
         int fd;
         int rc = send_some(p, &fd);
@@ -406,7 +409,7 @@ void *remus_primary_sender_main(void *arg)
                 return NULL;
             continue;
         }
-        if (remus_sendq_wait(&p->queue))
+        if (!remus_sendq_linger(&p->queue) && remus_sendq_wait(&p->queue))
             return NULL;
     }
 }

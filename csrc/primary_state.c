@@ -14,6 +14,7 @@
 #define MAGIC 0x504d4552u
 #define VERSION 3u
 #define LINEAGE_AT 32u
+#define RETRY_MS 1000u /* after a failure to store a new generation */
 #define CRC_AT (LINEAGE_AT + REMUS_LINEAGE_BYTES)
 
 _Static_assert(CRC_AT + 4 <= 512, "a slot in one sector");
@@ -224,12 +225,40 @@ int remus_primary_asks_alone(const remus_primary *p)
            ms >= p->loss_ms;
 }
 
-int remus_primary_take_generation(remus_primary *p)
+int remus_primary_alone_fails(const remus_primary *p)
+{
+    return p->alone_failed && p->io->now_ns(p->io) - p->alone_failed_ns <
+                                  RETRY_MS * 1000000ull;
+}
+
+/* The new generation is stored, or not: what that means for writes (lock
+ * held). */
+static void note_alone(remus_primary *p, int err)
+{
+    char text[REMUS_REASON_MAX];
+    int before = p->alone_failed;
+    p->alone_failed = err;
+    p->alone_failed_ns = p->io->now_ns(p->io);
+    if ((!err && !before) || (p->state != REMUS_STATE_UNPROTECTED &&
+                              p->state != REMUS_STATE_CONNECTING))
+        return;
+    const char *away = p->lost_reason[0] ? p->lost_reason : "no backup yet";
+    if (err)
+        snprintf(text, sizeof text,
+                 "%.80s; writes fail, for without a backup a new generation "
+                 "must be stored: %.100s",
+                 away, remus_last_error());
+    else
+        snprintf(text, sizeof text, "%.250s", away);
+    remus_primary_set_state(p, p->state, text);
+}
+
+void remus_primary_take_generation(remus_primary *p)
 {
     unsigned char id[REMUS_ID_BYTES];
     int err = p->io->random(p->io, id, sizeof id);
     if (err)
-        return remus_fail(err, "random numbers: %s", remus_errno_text(err));
+        remus_fail(err, "random numbers: %s", remus_errno_text(err));
     pthread_mutex_lock(&p->state_lock);
     pthread_mutex_lock(&p->lock);
     struct remus_primary_state s = p->kept;
@@ -239,7 +268,7 @@ int remus_primary_take_generation(remus_primary *p)
     /* No connection begins with a generation that is about to end. */
     p->taking = needed;
     pthread_mutex_unlock(&p->lock);
-    if (needed) {
+    if (needed && !err) {
         remus_lineage_push(&s.lineage, id, end);
         s.flags &= ~(REMUS_PRIMARY_SHARED | REMUS_PRIMARY_UNASKED);
         if (!asked)
@@ -252,11 +281,12 @@ int remus_primary_take_generation(remus_primary *p)
         (void)remus_dirty_generation(&p->dirty, p->resource, id);
     pthread_mutex_lock(&p->lock);
     p->taking = 0;
-    if (needed && !err)
-        p->alone = 1;
+    if (needed) {
+        p->alone = !err;
+        note_alone(p, err);
+    }
     pthread_mutex_unlock(&p->lock);
     pthread_mutex_unlock(&p->state_lock);
-    return err;
 }
 
 static int decide(remus_primary *p, int granted)

@@ -6,12 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "error.h"
 
 #define SLOT_BYTES 1024u        /* one slot for so many bytes of ring */
 #define SEND_BYTES (256u * 1024) /* at most in one send */
+#define LINGER_NS 20000
 
 static unsigned char *map_twice(uint64_t size)
 {
@@ -40,6 +42,7 @@ static unsigned char *map_twice(uint64_t size)
 
 int remus_sendq_init(struct remus_sendq *q, uint64_t bytes)
 {
+    pthread_condattr_t attr;
     memset(q, 0, sizeof *q);
     q->size = bytes;
     q->ring = map_twice(bytes);
@@ -47,7 +50,10 @@ int remus_sendq_init(struct remus_sendq *q, uint64_t bytes)
     q->slots = calloc(q->slot_count, sizeof *q->slots);
     pthread_mutex_init(&q->send_lock, NULL);
     pthread_mutex_init(&q->wake_lock, NULL);
-    pthread_cond_init(&q->wake, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&q->wake, &attr);
+    pthread_condattr_destroy(&attr);
     if (!q->ring || !q->slots)
         return remus_fail(-ENOMEM, "no memory for a send queue of %llu bytes",
                           (unsigned long long)bytes);
@@ -192,12 +198,30 @@ static int something_ready(struct remus_sendq *q)
     return ready;
 }
 
+int remus_sendq_linger(struct remus_sendq *q)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += LINGER_NS;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_mutex_lock(&q->wake_lock);
+    int err = 0;
+    while (!q->stop && !q->wanted && !err)
+        err = pthread_cond_timedwait(&q->wake, &q->wake_lock, &until);
+    q->wanted = 0;
+    int stop = q->stop;
+    pthread_mutex_unlock(&q->wake_lock);
+    return !stop && something_ready(q);
+}
+
 int remus_sendq_wait(struct remus_sendq *q)
 {
     pthread_mutex_lock(&q->wake_lock);
     atomic_store(&q->idle, 1);
     if (!q->stop && !something_ready(q))
         pthread_cond_wait(&q->wake, &q->wake_lock);
+    q->wanted = 0;
     atomic_store(&q->idle, 0);
     int stop = q->stop;
     pthread_mutex_unlock(&q->wake_lock);
@@ -207,6 +231,7 @@ int remus_sendq_wait(struct remus_sendq *q)
 void remus_sendq_wake(struct remus_sendq *q)
 {
     pthread_mutex_lock(&q->wake_lock);
+    q->wanted = 1;
     pthread_cond_signal(&q->wake);
     pthread_mutex_unlock(&q->wake_lock);
 }

@@ -55,6 +55,7 @@ struct remus_sendq {
     pthread_mutex_t wake_lock;
     pthread_cond_t wake;
     _Atomic int idle;         /* the sender sleeps, or is about to */
+    int wanted;               /* wake_lock: somebody said wake */
     int stop;                 /* wake_lock */
 };
 
@@ -86,6 +87,12 @@ void remus_sendq_publish_quietly(struct remus_sendq *q,
  * ready was sent; 1: the socket is full; -errno: the connection is gone.
  */
 int remus_sendq_pump(struct remus_sendq *q, struct remus_conn *conn);
+/*
+ * After something was sent: sleep a moment, so that writers in a row need not
+ * wake the sender one by one, and what they publish leaves together.  A wake
+ * ends it.  1: look again; 0: nothing came meanwhile, wait.
+ */
+int remus_sendq_linger(struct remus_sendq *q);
 /* Sleep until there may be something to send.  0: go on; 1: stop. */
 int remus_sendq_wait(struct remus_sendq *q);
 void remus_sendq_wake(struct remus_sendq *q);

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A primary's disk I/O as calls that wait: what remus.h offers to a program,
+ * and what a copy and a comparison read with.  A request that is parked is
+ * waited for by its own `done`.
+ */
+#include <errno.h>
+
+#include "error.h"
+#include "primary_int.h"
+
+typedef unsigned long long ull;
+
+int remus_primary_check_io(remus_primary *p, unsigned int volume,
+                           uint64_t offset, uint64_t len, int err)
+{
+    if (volume >= p->volume_count)
+        return remus_fail(-EINVAL, "resource %s: no volume %u, there are %u",
+                          p->resource, volume, p->volume_count);
+    const struct remus_pvolume *v = &p->volumes[volume];
+    if (offset > v->size || len > v->size - offset)
+        return remus_fail(err,
+                          "volume %s: %llu bytes at %llu reach beyond the "
+                          "end at %llu",
+                          v->name, (ull)len, (ull)offset, (ull)v->size);
+    return 0;
+}
+
+struct completion {
+    pthread_mutex_t lock;
+    pthread_cond_t cond;
+    int done;
+    int result;
+};
+
+static void complete(void *opaque, int result)
+{
+    struct completion *c = opaque;
+    pthread_mutex_lock(&c->lock);
+    c->done = 1;
+    c->result = result;
+    pthread_cond_signal(&c->cond);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static int submit_and_wait(remus_primary *p, struct remus_request *q)
+{
+    struct completion c = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER,
+                           0, 0};
+    q->done = complete;
+    q->opaque = &c;
+    int result = remus_primary_submit(p, q, 1);
+    if (result == REMUS_PARKED) {
+        pthread_mutex_lock(&c.lock);
+        while (!c.done)
+            pthread_cond_wait(&c.cond, &c.lock);
+        pthread_mutex_unlock(&c.lock);
+        result = c.result;
+    }
+    pthread_cond_destroy(&c.cond);
+    pthread_mutex_destroy(&c.lock);
+    return result;
+}
+
+static int io_result(remus_primary *p, unsigned int volume, const char *what,
+                     int err)
+{
+    if (!err)
+        return 0;
+    if (err == -EROFS && atomic_load(&p->no_writes))
+        return remus_primary_fenced(p, &p->volumes[volume]);
+    return remus_fail(err, "volume %s: %s %s: %s", p->volumes[volume].name,
+                      what, p->volumes[volume].path, remus_errno_text(err));
+}
+
+int remus_primary_pwrite(remus_primary *p, unsigned int volume,
+                         const void *buf, size_t len, uint64_t offset)
+{
+    int err = remus_primary_check_io(p, volume, offset, len, -ENOSPC);
+    if (err || !len)
+        return err;
+    struct remus_request q = {.kind = REMUS_REQ_WRITE,
+                              .volume = volume,
+                              .range = {offset, offset + len, NULL},
+                              .data = buf};
+    return io_result(p, volume, "write to", submit_and_wait(p, &q));
+}
+
+int remus_primary_write_zeroes(remus_primary *p, unsigned int volume,
+                               uint64_t offset, uint64_t len)
+{
+    int err = remus_primary_check_io(p, volume, offset, len, -ENOSPC);
+    if (err || !len)
+        return err;
+    struct remus_request q = {.kind = REMUS_REQ_ZERO,
+                              .volume = volume,
+                              .range = {offset, offset + len, NULL}};
+    return io_result(p, volume, "write zeroes to", submit_and_wait(p, &q));
+}
+
+int remus_primary_discard(remus_primary *p, unsigned int volume,
+                          uint64_t offset, uint64_t len)
+{
+    return remus_primary_write_zeroes(p, volume, offset, len);
+}
+
+int remus_primary_copy_range(remus_primary *p, unsigned int volume,
+                             uint64_t offset, size_t len, unsigned char *buf)
+{
+    struct remus_request q = {.kind = REMUS_REQ_COPY,
+                              .copy = 1,
+                              .volume = volume,
+                              .range = {offset, offset + len, NULL},
+                              .into = buf};
+    return io_result(p, volume, "read", submit_and_wait(p, &q));
+}
+
+int remus_primary_hash_range(remus_primary *p, unsigned int volume,
+                             uint64_t offset, size_t len, unsigned char *buf,
+                             unsigned char *hashes, uint64_t session,
+                             int64_t *question)
+{
+    struct remus_request q = {.kind = REMUS_REQ_HASH,
+                              .copy = 1,
+                              .volume = volume,
+                              .range = {offset, offset + len, NULL},
+                              .into = buf,
+                              .hashes = hashes,
+                              .session = session,
+                              .asked = question};
+    int err = submit_and_wait(p, &q);
+    return err == -EPROTO ? err : io_result(p, volume, "read", err);
+}
+
+int remus_primary_copy_hole(remus_primary *p, unsigned int volume,
+                            uint64_t offset, uint64_t len)
+{
+    struct remus_request q = {.kind = REMUS_REQ_HOLE,
+                              .copy = 1,
+                              .volume = volume,
+                              .range = {offset, offset + len, NULL}};
+    int err = submit_and_wait(p, &q);
+    return err == -EAGAIN ? err : io_result(p, volume, "look for holes", err);
+}
+
+int remus_primary_pread(remus_primary *p, unsigned int volume, void *buf,
+                        size_t len, uint64_t offset)
+{
+    int err = remus_primary_check_io(p, volume, offset, len, -EINVAL);
+    if (err || !len)
+        return err;
+    return io_result(p, volume, "read",
+                     remus_io_read(p->io, p->volumes[volume].file, buf, len,
+                                   offset));
+}
+
+int remus_primary_flush(remus_primary *p, unsigned int volume)
+{
+    int err = remus_primary_check_io(p, volume, 0, 0, -EINVAL);
+    if (err)
+        return err;
+    return io_result(p, volume, "sync",
+                     p->io->fdatasync(p->io, p->volumes[volume].file));
+}
+
+uint64_t remus_primary_size(remus_primary *p, unsigned int volume)
+{
+    return volume < p->volume_count ? p->volumes[volume].size : 0;
+}
