@@ -277,10 +277,21 @@ static void look_back(remus_backup *b)
     pthread_mutex_lock(&b->lock);
     if (alone == UINT64_MAX) {
         uint64_t heard = b->super.heard;
-        alone = heard && now > heard ? now - heard : 0;
+        /* A clock that was set back by much tells nothing: that is old. */
+        alone = !heard ? 0 : now > heard ? now - heard : heard - now;
     }
     b->alone_s = alone;
     pthread_mutex_unlock(&b->lock);
+}
+
+int remus_backup_target(remus_backup *b, int by, uint64_t epoch,
+                        const void *tag, size_t tag_len, uint64_t *target)
+{
+    look_back(b);
+    pthread_mutex_lock(&b->lock);
+    int err = find_target(b, by, epoch, tag, tag_len, target);
+    pthread_mutex_unlock(&b->lock);
+    return err ? remus_fail_in(err, "backup of %s", b->resource) : 0;
 }
 
 int remus_backup_ask(remus_backup *b, int flags)

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "error.h"
@@ -31,8 +32,10 @@ static void keep_log(enum fuse_log_level level, const char *format,
 static int check_mountpoint(const char *path)
 {
     struct stat st, up;
+    struct statvfs fs;
     char parent[4096];
-    if (stat(path, &st)) {
+    /* What stat knows may be a second old; this is asked of who serves it. */
+    if (stat(path, &st) || statvfs(path, &fs)) {
         /* Ours, and its process died without a chance to unmount. */
         if (errno != ENOTCONN)
             return remus_fail(-errno, "mount %s: %s", path,
@@ -97,7 +100,6 @@ static remus_export *new_export(remus_primary *p, remus_backup *b,
     pthread_cond_init(&e->drained, &attr);
     pthread_condattr_destroy(&attr);
     pthread_rwlock_init(&e->source, NULL);
-    e->want = -1;
     e->since = time(NULL);
     atomic_init(&e->p, p);
     int err = p ? 0 : remus_standby_init(e, b, auto_promote);

@@ -60,7 +60,6 @@ struct remus_export {
     char **names, **paths; /* constant; only if it began as a backup's */
     uint64_t *sizes;       /* ditto */
     int auto_promote;      /* constant */
-    int want;              /* constant: eventfd, -1: none */
     pthread_rwlock_t source;
     remus_backup *b;       /* source; NULL: let go of, or a primary's */
     int ended;             /* lock: no opener waits any more */
@@ -77,8 +76,8 @@ struct remus_export {
     struct remus_put_off *put_off, **put_off_tail; /* disk_lock; not empty
                               only while at_disk is REMUS_FUSE_AT_DISK */
 
-    /* Held while an ioctl 30 is parked; recursive: libfuse may call back from
-     * within.  Before primary.lock. */
+    /* Held while an ioctl 30 or an opener is parked; recursive: libfuse may
+     * call back from within.  Before primary.lock. */
     pthread_mutex_t interrupt_lock;
     pthread_mutex_t lock;
     struct remus_node *nodes; /* lock: owner and mode */
@@ -105,6 +104,8 @@ int remus_standby_read(remus_export *e, unsigned int volume, void *buf,
                        size_t len, uint64_t offset);
 /* Keep the open until the nodes turn.  1; 0: they have; -errno. */
 int remus_standby_park(remus_export *e, struct remus_opener *o);
+/* The opener of this request gave up: the promote is not for it any more. */
+void remus_standby_interrupt(remus_export *e, fuse_req_t req);
 /* Nobody waits any more. */
 void remus_standby_end(remus_export *e);
 

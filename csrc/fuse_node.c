@@ -357,6 +357,17 @@ void remus_node_opened(remus_export *e, struct remus_opener *o, int err)
     free(o);
 }
 
+/* Whoever waits with an open got a signal: it can be killed, and what nobody
+ * waits for is not promoted. */
+static void on_open_interrupt(fuse_req_t req, void *data)
+{
+    remus_export *e = data;
+    /* It comes when it comes: let the opener be parked first. */
+    pthread_mutex_lock(&e->interrupt_lock);
+    pthread_mutex_unlock(&e->interrupt_lock);
+    remus_standby_interrupt(e, req);
+}
+
 /* Of a disk of a backup, for writing: it is promoted first, or not at all. */
 static void open_later(remus_export *e, fuse_req_t req,
                        const struct fuse_file_info *fi, int volume)
@@ -368,7 +379,10 @@ static void open_later(remus_export *e, fuse_req_t req,
     }
     *o = (struct remus_opener){.req = req, .fi = *fi};
     o->fi.fh = (uint64_t)volume;
-    int rc = remus_standby_park(e, o);
+    pthread_mutex_lock(&e->interrupt_lock);
+    fuse_req_interrupt_func(req, on_open_interrupt, e);
+    int rc = fuse_req_interrupted(req) ? -EINTR : remus_standby_park(e, o);
+    pthread_mutex_unlock(&e->interrupt_lock);
     if (rc <= 0)
         remus_node_opened(e, o, -rc);
 }

@@ -8,12 +8,9 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include "backup.h"
 #include "error.h"
@@ -24,11 +21,10 @@ int remus_standby_init(remus_export *e, remus_backup *b, int auto_promote)
     e->b = b;
     e->auto_promote = auto_promote;
     e->volumes = b->disk_count;
-    e->want = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     e->names = calloc(e->volumes, sizeof *e->names);
     e->paths = calloc(e->volumes, sizeof *e->paths);
     e->sizes = calloc(e->volumes, sizeof *e->sizes);
-    if (!e->names || !e->paths || !e->sizes || e->want < 0)
+    if (!e->names || !e->paths || !e->sizes)
         return -ENOMEM;
     for (unsigned int i = 0; i < e->volumes; i++) {
         e->names[i] = strdup(b->disks[i].name);
@@ -49,8 +45,6 @@ void remus_standby_free(remus_export *e)
     free(e->names);
     free(e->paths);
     free(e->sizes);
-    if (e->want >= 0)
-        close(e->want);
 }
 
 void remus_standby_status(remus_export *e, struct remus_status *s)
@@ -91,7 +85,6 @@ int remus_standby_read(remus_export *e, unsigned int volume, void *buf,
 /* Keep the open until the nodes turn.  1; 0: they have; -errno. */
 int remus_standby_park(remus_export *e, struct remus_opener *o)
 {
-    uint64_t one = 1;
     int rc = 1;
     pthread_mutex_lock(&e->lock);
     if (atomic_load(&e->p))
@@ -103,23 +96,30 @@ int remus_standby_park(remus_export *e, struct remus_opener *o)
         e->openers = o;
     }
     pthread_mutex_unlock(&e->lock);
-    if (rc > 0) {
-        ssize_t n = write(e->want, &one, sizeof one);
-        (void)n; /* an eventfd takes 2^64-2 of them */
-    }
     return rc;
 }
 
 static struct remus_opener *take_openers(remus_export *e)
 {
-    uint64_t count;
     pthread_mutex_lock(&e->lock);
     struct remus_opener *o = e->openers;
     e->openers = NULL;
     pthread_mutex_unlock(&e->lock);
-    ssize_t n = read(e->want, &count, sizeof count);
-    (void)n;
     return o;
+}
+
+void remus_standby_interrupt(remus_export *e, fuse_req_t req)
+{
+    pthread_mutex_lock(&e->lock);
+    struct remus_opener **at = &e->openers;
+    while (*at && (*at)->req != req)
+        at = &(*at)->next;
+    struct remus_opener *o = *at;
+    if (o)
+        *at = o->next;
+    pthread_mutex_unlock(&e->lock);
+    if (o)
+        remus_node_opened(e, o, EINTR);
 }
 
 static void answer(remus_export *e, struct remus_opener *o, int err)
@@ -133,8 +133,10 @@ static void answer(remus_export *e, struct remus_opener *o, int err)
 
 int remus_standby_wanted(remus_export *e)
 {
-    struct pollfd p = {.fd = e->want, .events = POLLIN};
-    return e->want >= 0 && poll(&p, 1, 0) > 0;
+    pthread_mutex_lock(&e->lock);
+    int wanted = e->openers != NULL;
+    pthread_mutex_unlock(&e->lock);
+    return wanted;
 }
 
 void remus_standby_release(remus_export *e)
@@ -177,6 +179,5 @@ void remus_standby_end(remus_export *e)
     pthread_mutex_lock(&e->lock);
     e->ended = 1;
     pthread_mutex_unlock(&e->lock);
-    if (e->want >= 0)
-        answer(e, take_openers(e), EROFS);
+    answer(e, take_openers(e), EROFS);
 }

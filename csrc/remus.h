@@ -620,6 +620,16 @@ REMUS_API int remus_backup_promote(remus_backup *b, int by, uint64_t epoch,
                                    int force, uint64_t *promoted);
 
 /*
+ * To which checkpoint would that promote go?  For who has something to do
+ * before it that can't be undone (stop a primary, fence it).  Never blocks on
+ * I/O.  Result: 0 and *epoch.  Errors: as remus_backup_promote(), but for
+ * -EBUSY and -EIO.
+ */
+REMUS_API int remus_backup_target(remus_backup *b, int by, uint64_t epoch,
+                                  const void *tag, size_t tag_len,
+                                  uint64_t *target);
+
+/*
  * The checkpoints that promote accepts, oldest first.  Returns how many
  * there are; writes at most `cap` of them (the newest if there are more).
  */

@@ -117,6 +117,27 @@ REMUS_API void remus_test_backup_abandon(remus_backup *b);
 /* As if the primary's word, that it gives way, had never arrived. */
 REMUS_API void remus_test_backup_forget_answer(remus_backup *b);
 
+/* What a primary does about its role, after it was opened in `state_dir` (and
+ * took a promoted backup over, if that is one). */
+enum remus_test_role_what {
+    REMUS_TEST_ROLE_OPEN,  /* no more */
+    REMUS_TEST_ROLE_FENCE, /* gives way, or is failed away from */
+    REMUS_TEST_ROLE_ALONE  /* lets the first write of an outage pass */
+};
+
+/* Who it is then. */
+struct remus_test_role {
+    unsigned char generation[16];
+    unsigned char parent[16];  /* newest ancestor, if there are any */
+    uint64_t ended;            /* ... and the epoch with which it ended */
+    uint32_t ancestors;
+    uint64_t next_epoch;
+};
+
+/* On simulated files, and the process dies at once.  0, or what failed. */
+REMUS_API int remus_test_role(remus_sim *sim, const char *state_dir, int what,
+                              struct remus_test_role *out);
+
 /* The name of the operation that fail_after made fail ("pwrite"), or "" as
  * long as it has not. */
 REMUS_API const char *remus_sim_failed_op(remus_sim *sim);

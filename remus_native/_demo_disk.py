@@ -21,8 +21,8 @@ from ._demo_account import (
     ProofFailed,
     prove_database,
 )
+from ._process import detach
 from ._progress import LiveLine, seconds_text
-from ._serve import detach
 from .checkpointer import Checkpointer, EpochStats
 from .control import NotRunning
 from .demo import Settings, cleaning_up

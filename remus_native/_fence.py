@@ -28,7 +28,7 @@ __all__ = ["FenceFailed", "FenceWatch", "run_fence"]
 
 OUTPUT_MAX = 400  # characters of the command's output that an error repeats
 KEEP_BYTES = 4096  # of its output, the newest
-LOOK_S = 0.02  # between looks whether it has ended
+LOOK_MS = 20  # between looks whether it has ended
 AGAIN_S = 5.0  # after a failure, while a guest waits
 
 
@@ -110,31 +110,31 @@ def _wait(
     It has ended when its process has: what it leaves behind may hold the
     output open for ever.  However much it says, little is kept.
     """
-    kept = b""
+    kept, source = b"", output.fileno()
     end = time.monotonic() + timeout_s
-    reading = [output.fileno()]
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    if stop is not None:
+        poll.register(stop, select.POLLIN)
+    talks = True
     while True:
         # WNOWAIT: it stays a zombie, so its process group keeps its number.
-        ended = os.waitid(
-            os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
-        )  # fmt: skip
-        ready, _, _ = select.select(
-            [*reading, *([] if stop is None else [stop])], [], [], 0 if ended else LOOK_S
-        )
-        if reading and reading[0] in ready:
-            data = os.read(reading[0], 1 << 16)
+        look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        ended = os.waitid(os.P_PID, process.pid, look) is not None
+        ready = [fd for fd, _ in poll.poll(0 if ended else LOOK_MS)]
+        if source in ready:
+            data = os.read(source, 1 << 16)
             kept = (kept + data)[-KEEP_BYTES:]
             if not data:
-                reading = []
-        elif ended:
+                poll.unregister(source)
+                talks = False
+        # What it leaves behind may talk on for ever.
+        if ended and (source not in ready or not talks or time.monotonic() > end):
             return _text(kept), ""
-        if ended and not reading:
-            return _text(kept), ""
-        if stop is not None and stop in ready and not ended:
-            return _text(kept), "was not waited for, as this process is told to stop,"
-        if time.monotonic() > end:
-            # One that has ended may have left something that talks for ever.
-            return _text(kept), "" if ended else f"did not end within {timeout_s:g} s"
+        if not ended and stop in ready:
+            return _text(kept), "was under way when this process was told to stop,"
+        if not ended and time.monotonic() > end:
+            return _text(kept), f"did not end within {timeout_s:g} s"
 
 
 def _text(output: bytes) -> str:

@@ -10,8 +10,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
+from ._process import say, stop_signals
 from ._progress import LiveTable, bytes_text, seconds_text, table
-from ._serve import say, stop_signals
 from ._statistics import FILES, attached
 from .checkpointer import Checkpointer, percentile
 from .control import NotRunning

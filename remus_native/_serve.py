@@ -5,6 +5,9 @@ Each opens its side, opens the control socket, says that it is ready, and
 then looks five times a second whether the state changed, until a signal or a
 ``stop`` request ends it.  The main thread carries out what may block
 (promote, commit); the library's threads and the control thread do the rest.
+
+When roles change, the same process goes on in the other one: `_go_on` takes
+them one after the other, over years if need be.
 """
 
 from __future__ import annotations
@@ -13,92 +16,60 @@ import contextlib
 import dataclasses
 import errno
 import os
-import selectors
-import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ._binding import lib
-from ._fence import FenceWatch, run_fence
-from ._progress import LiveLine, bytes_text, quoted, with_progress
+from ._fence import FenceFailed, FenceWatch
+from ._process import (
+    Watch,
+    detach_dead_mount,
+    is_inside,
+    make_directories,
+    notify_systemd,
+    say,
+    stop_signals,
+    warn_without_tls,
+)
+from ._progress import bytes_text, with_progress
+from ._promote import checkpoint_object, promote_and_tell
 from ._statistics import FILES
 from ._verify import Verifier
 from .control import ControlServer
 from .errors import RemusError, StateError
-from .replica import (
-    Backup,
-    Checkpoint,
-    Export,
-    Primary,
-    Refusal,
-    Standby,
-    State,
-    Status,
-)
+from .replica import Backup, Export, Primary, Standby
 from .resource_file import ResourceFile
 
-__all__ = [
-    "backup_of",
-    "checkpoint_object",
-    "promote_and_tell",
-    "say",
-    "serve_backup",
-    "serve_primary",
-    "stop_signals",
-]
+__all__ = ["backup_of", "serve_backup", "serve_primary"]
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-POLL_S = 0.2
+#: What comes after a role: an exit code, or the next role, which is called
+#: with the socket of `stop_signals`.
+Next = int | Callable[[socket.socket], Any]
 
 
-def say(text: str) -> None:
-    """A line for the operator or the system's log."""
-    print(f"remus-native: {text}", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[socket.socket]:
-    """SIGTERM and SIGINT as bytes to read, instead of death.
-
-    Nothing runs in a signal handler, so nothing can be interrupted half-way.
-    """
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    try:
-        yield reader
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        reader.close()
-        writer.close()
-
-
-def notify_systemd(text: str) -> None:
-    """Tell the service manager, if one started us (sd_notify's protocol)."""
-    name = os.environ.get("NOTIFY_SOCKET", "")
-    if not name.startswith(("/", "@")):
-        return
-    address = "\0" + name[1:] if name.startswith("@") else name
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with sock, contextlib.suppress(OSError):
-        sock.sendto(text.encode(), address)
-
-
-def warn_without_tls(resource: ResourceFile) -> None:
-    """What nobody should overlook in a log."""
-    if resource.tls == "off" and resource.address.startswith("tcp:"):
-        say(
-            f'warning: tls = "off": whoever can connect to {resource.address} can '
-            f"replace the disks of {resource.name}, and who is on the way can read "
-            "them"
+def serve_backup(
+    resource: ResourceFile, *, create: bool, discard_local: bool = False
+) -> int:
+    """Be the backup of ``resource`` until a signal; the exit code."""
+    return _go_on(
+        lambda signals: _be_backup(
+            resource, signals, create=create, discard_local=discard_local
         )
+    )
+
+
+def serve_primary(resource: ResourceFile) -> int:
+    """Be the primary of ``resource`` until a signal; the exit code."""
+    return _go_on(lambda signals: _be_primary(resource, signals))
+
+
+def _go_on(role: Next) -> int:
+    """One role after the other.  No signal is lost between them."""
+    with stop_signals() as signals:
+        while callable(role):
+            role = role(signals)
+        return role
 
 
 # ---- backup ------------------------------------------------------------------
@@ -125,89 +96,17 @@ def backup_of(
     )
 
 
-def checkpoint_object(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint as JSON has it."""
-    return {**dataclasses.asdict(checkpoint), "tag": _tag_text(checkpoint.tag)}
-
-
-def _tag_text(tag: bytes) -> str | None:
-    return tag.decode("utf-8", "backslashreplace") if tag else None
-
-
-def promote_and_tell(
+def _be_backup(
     resource: ResourceFile,
-    backup: Backup,
-    checkpoint: int | None = None,
-    tag: str | None = None,
-    force: bool = False,
-    fenced: bool = False,
-    turn: bool = False,
-) -> dict[str, Any]:
-    """Promote; which checkpoint it was, its tag, and how long it took.
-
-    Without the primary's word the fence command must succeed first;
-    ``fenced``: the caller has seen to it.  ``turn``: only with its word.
-    """
-    named = checkpoint is not None or tag is not None
-    given = False
-    if turn or not force:
-        if named:
-            _check_name(backup, checkpoint, tag)
-        given = backup.ask(keep=named, turn=turn)
-    if turn and not given:
-        raise StateError(
-            f"backup of {resource.name}: no primary is connected that could give "
-            "way: roles are swapped only between two sides that are up; to fail "
-            "over, promote",
-            errno=errno.ENOTCONN,
-        )
-    if not given and not fenced and backup.status().state is not State.PROMOTED:
-        facts = {"side": "backup", "why": "the primary did not give its word"}
-        if named:
-            facts["checkpoint"] = str(checkpoint if tag is None else tag)
-        run_fence(resource, "promote", facts)
-    tags = {cp.epoch: cp.tag for cp in backup.checkpoints()}
-    start = time.monotonic()
-    number = backup.promote(checkpoint, tag=tag, force=force)
-    seconds = time.monotonic() - start
-    tags.update({cp.epoch: cp.tag for cp in backup.checkpoints()})
-    return {
-        "checkpoint": number,
-        "tag": _tag_text(tags.get(number, b"")),
-        "seconds": seconds,
-    }
-
-
-def _check_name(backup: Backup, checkpoint: int | None, tag: str | None) -> None:
-    """A wrong name must not stop a primary: promote says what is wrong."""
-    known = backup.checkpoints()
-    if not any(
-        cp.epoch == checkpoint if tag is None else cp.tag == tag.encode()
-        for cp in known
-    ):
-        backup.promote(checkpoint, tag=tag, force=False)
-
-
-def serve_backup(
-    resource: ResourceFile, *, create: bool, discard_local: bool = False
-) -> int:
-    """Be the backup of ``resource`` until a signal; the exit code."""
-    turned = False
-    standby: Standby | None = None
-    with stop_signals() as signals, contextlib.ExitStack() as stack:
-        state, mount = resource.backup.state, resource.backup.mount
-        if resource.backup.serves:
-            _detach_dead_mount(mount)
-        inside = resource.backup.serves and _is_inside(mount, state)
-        _make_directories(
-            resource,
-            passable=[state] if inside else [],
-            private=[resource.backup.journal]
-            if inside
-            else [state, resource.backup.journal],
-            public=[mount] if resource.backup.serves else [],
-        )
-        resource.check("backup", create=create)
+    signals: socket.socket,
+    *,
+    create: bool = False,
+    discard_local: bool = False,
+) -> Next:
+    if resource.backup.serves:
+        lib.remus_harden_process()  # its threads may serve a guest one day
+    with contextlib.ExitStack() as stack:
+        _prepare_backup(resource, create=create)
         backup = with_progress(
             lambda: backup_of(resource, discard_local=discard_local),
             lambda: (
@@ -216,176 +115,195 @@ def serve_backup(
             ),
         )
         stack.callback(_close, backup, f"stopping the backup of {resource.name}")
-        watch = _Watch(resource, backup.status, signals, backup.refusals)
-
-        def promote(**names: Any) -> dict[str, Any]:
-            nonlocal turned
-            result = promote_and_tell(resource, backup, **names)
-            if names.get("turn") or standby is not None:
-                turned = True
-                watch.stop()
-            return result
-
-        def commit(epoch: int) -> dict[str, Any]:
-            backup.commit(epoch)
-            return {"checkpoint": epoch}
-
-        server = stack.enter_context(
-            ControlServer(
-                resource.backup.state,
-                quick={
-                    "status": lambda: dataclasses.asdict(backup.status()),
-                    "checkpoints": lambda: [
-                        checkpoint_object(cp) for cp in backup.checkpoints()
-                    ],
-                    "refusals": lambda: [
-                        dataclasses.asdict(one) for one in backup.refusals()
-                    ],
-                },
-                deferred={"promote": promote, "commit": commit, "stop": watch.stop},
-            )
-        )
+        role = _Backup(resource, backup, signals)
+        server = stack.enter_context(role.control())
         warn_without_tls(resource)
         # Also when it is promoted: a primary is then told so.
         backup.serve(
             resource.address, tls=resource.tls, loss_ms=resource.limits.loss_ms
         )
-        if resource.backup.serves and backup.status().state is not State.PROMOTED:
-            standby = Standby(
-                backup, mount, nodes=resource.nodes(),
+        if resource.backup.serves and not backup.status().promoted_epoch:
+            role.standby = Standby(
+                backup, resource.backup.mount, nodes=resource.nodes(),
                 auto_promote=resource.auto_promote,
             )  # fmt: skip
         _ready("backup", resource)
-
-        def alive() -> bool:
-            nonlocal turned, standby
-            if standby is not None and not standby.alive:
-                say(f"{mount} was unmounted by somebody else: the backup goes on")
-                standby.close()
-                standby = None
-            if standby is not None and standby.wanted:
-                turned = _promote_for_opener(resource, backup, standby)
-            return not turned
-
-        watch.run(server, alive=alive)
-        if not turned:
+        role.watch.run(server, alive=role.alive)
+        if not role.turned:
             notify_systemd("STOPPING=1")
-        elif standby is not None:
-            standby.release()  # it outlives the backup
-    if turned and standby is not None:
-        say(f"{resource.name}: promoted: this side is the primary now")
-        return serve_primary(resource.swapped(), standby=standby)
-    if turned:
-        say(f"{resource.name}: roles are swapped: this side is the primary now")
-        return serve_primary(resource.swapped())
-    return 0
+        elif role.standby is not None:
+            role.standby.release()  # it outlives the backup
+    if not role.turned:
+        return 0
+    say(f"{resource.name}: {role.turned}: this side is the primary now")
+    standby = role.standby
+    return lambda signals: _be_primary(resource.swapped(), signals, standby=standby)
+
+
+def _prepare_backup(resource: ResourceFile, *, create: bool) -> None:
+    state, mount = resource.backup.state, resource.backup.mount
+    serves = resource.backup.serves
+    if serves:
+        resource.swapped()  # what it will be one day must be known now
+        detach_dead_mount(mount)
+    inside = serves and is_inside(mount, state)
+    make_directories(
+        resource,
+        passable=[state] if inside else [],
+        private=[resource.backup.journal]
+        if inside
+        else [state, resource.backup.journal],
+        public=[mount] if serves else [],
+    )
+    resource.check("backup", create=create)
+
+
+class _Backup:
+    """What a backup's process does when it is asked."""
+
+    def __init__(
+        self, resource: ResourceFile, backup: Backup, signals: socket.socket
+    ) -> None:
+        self._resource = resource
+        self._backup = backup
+        self._signals = signals
+        self.watch = Watch(resource, backup.status, signals, backup.refusals)
+        self.standby: Standby | None = None
+        self.turned = ""  # why it is to be the primary
+
+    def control(self) -> ControlServer:
+        backup = self._backup
+        return ControlServer(
+            self._resource.backup.state,
+            quick={
+                "status": lambda: dataclasses.asdict(backup.status()),
+                "checkpoints": lambda: [
+                    checkpoint_object(cp) for cp in backup.checkpoints()
+                ],
+                "refusals": lambda: [
+                    dataclasses.asdict(one) for one in backup.refusals()
+                ],
+                "target": lambda **names: {"checkpoint": backup.target(**names)},
+                **_of_the_other_role("backup", ("resume", "verify", "verified")),
+            },
+            deferred={
+                "promote": self._promote,
+                "commit": self._commit,
+                "stop": self.watch.stop,
+            },
+        )
+
+    def _promote(self, **names: Any) -> dict[str, Any]:
+        turn = bool(names.get("turn"))
+        if turn:
+            self._resource.swapped()  # or it says now why that can't be
+        result = promote_and_tell(
+            self._resource, self._backup, stop=self._signals.fileno(), **names
+        )
+        if turn or self.standby is not None:
+            self.turned = "roles are swapped" if turn else "promoted"
+            self.watch.stop()
+        return result
+
+    def _commit(self, epoch: int) -> dict[str, Any]:
+        self._backup.commit(epoch)
+        return {"checkpoint": epoch}
+
+    def alive(self) -> bool:
+        """False once it is the primary: somebody opened a disk for writing."""
+        if self.standby is not None and not self.standby.alive:
+            mount = self._resource.backup.mount
+            say(f"{mount} was unmounted by somebody else: the backup goes on")
+            self.standby.close()
+            self.standby = None
+        if self.standby is not None and self.standby.wanted:
+            self._promote_for_opener(self.standby)
+        return not self.turned
+
+    def _promote_for_opener(self, standby: Standby) -> None:
+        name = self._resource.name
+        try:
+            result = promote_and_tell(
+                self._resource, self._backup, stop=self._signals.fileno()
+            )
+        except RemusError as error:
+            say(f"{name}: not promoted for who opens a disk for writing: {error}")
+            failed = isinstance(error, FenceFailed)
+            standby.refuse(errno.EIO if failed else error.errno or errno.EIO)
+            return
+        say(
+            f"{name}: promoted to checkpoint {result['checkpoint']}, because "
+            "somebody opened a disk for writing"
+        )
+        self.turned = "promoted"
 
 
 # ---- primary -----------------------------------------------------------------
 
 
-def _is_inside(mount: str, state: str) -> bool:
-    return mount.startswith(state.rstrip("/") + "/")
-
-
-def _promote_for_opener(
-    resource: ResourceFile, backup: Backup, standby: Standby
-) -> bool:
-    """Somebody opens a disk for writing: promote, or say why not."""
-    try:
-        result = promote_and_tell(resource, backup)
-    except RemusError as error:
-        say(f"{resource.name}: not promoted for who opens a disk for writing: {error}")
-        standby.refuse(error.errno or errno.EIO)
-        return False
-    say(
-        f"{resource.name}: promoted to checkpoint {result['checkpoint']}, because "
-        "somebody opened a disk for writing"
+def primary_of(resource: ResourceFile) -> Primary:
+    """Open the primary side that the file describes."""
+    limits = resource.limits
+    return Primary(
+        resource.name,
+        state_dir=resource.primary.state,
+        volumes=resource.volumes_of("primary"),
+        address=resource.address,
+        tls=resource.tls,
+        ack=resource.ack,
+        commit_by=resource.commit_by,
+        queue_bytes=limits.queue,
+        max_pause_ms=limits.max_pause_ms,
+        loss_ms=limits.loss_ms,
+        stall_ms=limits.stall_ms,
+        epochs_file=os.path.join(resource.primary.state, FILES["primary"]),
+        idle_ms=limits.idle_ms,
+        grace_ms=limits.grace_ms,
+        resync_rate=limits.resync_rate,
+        allow_inconsistent=resource.allow_inconsistent,
+        ask_alone=bool(resource.fence),
+        on_loss=resource.on_loss,
+        psk_file=resource.psk_file,
+        psk_identity=resource.psk_identity,
     )
-    return True
 
 
-def serve_primary(resource: ResourceFile, *, standby: Standby | None = None) -> int:
-    """Be the primary of ``resource`` until a signal; the exit code."""
+def _be_primary(
+    resource: ResourceFile,
+    signals: socket.socket,
+    *,
+    standby: Standby | None = None,
+) -> Next:
     lib.remus_harden_process()  # before any thread is there
-    with stop_signals() as signals, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         if standby is not None:
             stack.callback(standby.close)
-        else:
-            _detach_dead_mount(resource.primary.mount)
-        state, mount = resource.primary.state, resource.primary.mount
-        # Who serves the guest may be another user, and must reach the nodes:
-        # through the state directory without seeing what is in it.
-        inside = _is_inside(mount, state)
-        _make_directories(
-            resource,
-            private=[] if inside else [state],
-            passable=[state] if inside else [],
-            public=[mount] if standby is None else [],
-        )
-        if standby is None:
-            resource.check("primary")
+        _prepare_primary(resource, mounted=standby is not None)
         nodes = resource.nodes()
-        limits = resource.limits
         warn_without_tls(resource)
-        primary = Primary(
-            resource.name,
-            state_dir=resource.primary.state,
-            volumes=resource.volumes_of("primary"),
-            address=resource.address,
-            tls=resource.tls,
-            ack=resource.ack,
-            commit_by=resource.commit_by,
-            queue_bytes=limits.queue,
-            max_pause_ms=limits.max_pause_ms,
-            loss_ms=limits.loss_ms,
-            stall_ms=limits.stall_ms,
-            epochs_file=os.path.join(resource.primary.state, FILES["primary"]),
-            idle_ms=limits.idle_ms,
-            grace_ms=limits.grace_ms,
-            resync_rate=limits.resync_rate,
-            allow_inconsistent=resource.allow_inconsistent,
-            ask_alone=bool(resource.fence),
-            on_loss=resource.on_loss,
-            psk_file=resource.psk_file,
-            psk_identity=resource.psk_identity,
-        )
+        primary = primary_of(resource)
         stack.callback(_close, primary, f"stopping the primary of {resource.name}")
         export: Export | Standby
         if standby is not None:
-            standby.turn(primary)
             export = standby
         else:
             export = Export(primary, resource.primary.mount, nodes=nodes)
         stack.callback(export.close)
-        watch = _Watch(resource, primary.status, signals)
+        if resource.fence:
+            stack.callback(primary.refuse_alone)  # or who waits would be waited for
+        watch = Watch(resource, primary.status, signals)
         fence = FenceWatch(resource, primary)
-
-        verifier = Verifier(primary, say)
-
-        def resume() -> dict[str, Any]:
-            primary.resume()
-            return {}
+        stack.callback(fence.close)
 
         def alive() -> bool:
             status = primary.status()
-            for line in fence.look(status.asks_alone, status.reason):
+            for line in fence.look(status):
                 say(line)
             return export.alive and not status.turns
 
-        server = stack.enter_context(
-            ControlServer(
-                resource.primary.state,
-                quick={
-                    "status": lambda: dataclasses.asdict(primary.status()),
-                    "resume": resume,
-                    "verify": verifier.start,
-                    "verified": verifier.look,
-                    "verify_cancel": verifier.cancel,
-                },
-                deferred={"stop": watch.stop},
-            )
-        )
+        server = stack.enter_context(_control_primary(resource, primary, watch))
+        if standby is not None:
+            standby.turn(primary)  # who is let in finds all of it in place
         _ready("primary", resource)
         mounted = watch.run(server, alive=alive)
         turns = primary.status().turns
@@ -393,7 +311,7 @@ def serve_primary(resource: ResourceFile, *, standby: Standby | None = None) -> 
             notify_systemd("STOPPING=1")
     if turns:
         say(f"{resource.name}: roles are swapped: this side is the backup now")
-        return serve_backup(resource.swapped(), create=False)
+        return lambda signals: _be_backup(resource.swapped(), signals)
     if not mounted:
         say(
             f"{resource.primary.mount} was unmounted by somebody else: "
@@ -403,67 +321,62 @@ def serve_primary(resource: ResourceFile, *, standby: Standby | None = None) -> 
     return 0
 
 
-def _detach_dead_mount(mount: str) -> None:
-    """Take away what a primary that was killed left at our mount point."""
-    try:
-        os.stat(mount)
-    except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            return
-        say(f"{mount}: detaching the mount of a primary that was killed")
-        detach(mount)
+def _prepare_primary(resource: ResourceFile, *, mounted: bool) -> None:
+    state, mount = resource.primary.state, resource.primary.mount
+    if not mounted:
+        detach_dead_mount(mount)
+    # Who serves the guest may be another user, and must reach the nodes:
+    # through the state directory without seeing what is in it.
+    inside = is_inside(mount, state)
+    make_directories(
+        resource,
+        private=[] if inside else [state],
+        passable=[state] if inside else [],
+        public=[] if mounted else [mount],
+    )
+    if not mounted:
+        resource.check("primary")
 
 
-def detach(mount: str) -> None:
-    """Unmount, also what is dead or busy; errors are left to who comes next."""
-    for command in (["umount", "-l", mount], ["fusermount3", "-u", "-z", mount]):
-        with contextlib.suppress(OSError):
-            done = subprocess.run(
-                command, capture_output=True, stdin=subprocess.DEVNULL, check=False
-            )
-            if done.returncode == 0:
-                return
+def _control_primary(
+    resource: ResourceFile, primary: Primary, watch: Watch
+) -> ControlServer:
+    verifier = Verifier(primary, say)
+
+    def resume() -> dict[str, Any]:
+        primary.resume()
+        return {}
+
+    return ControlServer(
+        resource.primary.state,
+        quick={
+            "status": lambda: dataclasses.asdict(primary.status()),
+            "resume": resume,
+            "verify": verifier.start,
+            "verified": verifier.look,
+            "verify_cancel": verifier.cancel,
+            **_of_the_other_role(
+                "primary", ("checkpoints", "refusals", "target", "promote", "commit")
+            ),
+        },
+        deferred={"stop": watch.stop},
+    )
 
 
 # ---- both --------------------------------------------------------------------
 
 
-def _make_directories(
-    resource: ResourceFile,
-    *,
-    private: Sequence[str] = (),
-    passable: Sequence[str] = (),
-    public: Sequence[str] = (),
-) -> None:
-    """Make those that are missing; what is there keeps its mode."""
-    if resource.address.startswith("unix:"):
-        # The socket itself is for its owner only.
-        public = [*public, os.path.dirname(resource.address[5:])]
-    for paths, mode in ((private, 0o700), (passable, 0o711), (public, 0o755)):
-        for path in paths:
-            try:
-                _make_directory(path, mode)
-            except OSError as error:
-                raise StateError(
-                    f"create the directory {path}: {error.strerror}",
-                    errno=error.errno,
-                ) from error
+def _of_the_other_role(role: str, names: Sequence[str]) -> dict[str, Any]:
+    """What is asked of this side by who takes it for the other one."""
 
+    def refuse(**_: Any) -> None:
+        raise StateError(
+            f"this side is the {role} now: if the two have exchanged their roles, "
+            "say --swapped (or say it no more)",
+            errno=errno.EINVAL,
+        )
 
-def _make_directory(path: str, mode: int) -> None:
-    """With its parents, which everybody may pass; whatever the umask is."""
-    if os.path.isdir(path):
-        return
-    parent = os.path.dirname(path.rstrip("/"))
-    if parent and not os.path.isdir(parent):
-        _make_directory(parent, 0o755)
-    try:
-        os.mkdir(path, mode)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise
-    else:
-        os.chmod(path, mode)
+    return dict.fromkeys(names, refuse)
 
 
 def _ready(side: str, resource: ResourceFile) -> None:
@@ -473,86 +386,3 @@ def _ready(side: str, resource: ResourceFile) -> None:
 
 def _close(side: Primary | Backup, text: str) -> None:
     with_progress(side.close, lambda: text)
-
-
-class _Watch:
-    """The main thread's loop: deferred requests, signals, state changes."""
-
-    def __init__(
-        self,
-        resource: ResourceFile,
-        status: Callable[[], Status],
-        signals: socket.socket,
-        refusals: Callable[[], Sequence[Refusal]] = tuple,
-    ) -> None:
-        self._resource = resource
-        self._status = status
-        self._signals = signals
-        self._refusals = refusals
-        self._refused: set[tuple[str, int]] = set()
-        self._stopped = False
-        self._last: Status | None = None
-
-    def stop(self) -> dict[str, Any]:
-        """End `run` (the control request of that name)."""
-        self._stopped = True
-        return {}
-
-    def run(
-        self, server: ControlServer, *, alive: Callable[[], bool] = lambda: True
-    ) -> bool:
-        """Until a signal or `stop`: True.  Until ``alive`` denies: False."""
-        with selectors.DefaultSelector() as selector, LiveLine() as live:
-            selector.register(self._signals, selectors.EVENT_READ)
-            selector.register(server, selectors.EVENT_READ)
-            while not self._stopped:
-                self._report(live)
-                ready = {key.fileobj for key, _ in selector.select(POLL_S)}
-                if self._signals in ready:
-                    return True
-                if server in ready:
-                    server.run_pending()
-                if not alive():
-                    return False
-        return True
-
-    def _report(self, live: LiveLine) -> None:
-        """An event line if the state changed; progress of the first copy."""
-        now, last = self._status(), self._last
-        self._last = now
-        if (
-            last is None
-            or (now.state, now.connected) != (last.state, last.connected)
-        ):  # fmt: skip
-            old = "-" if last is None else str(last.state)
-            live.note(
-                f"remus-native: event=state resource={self._resource.name} "
-                f"role={now.role} old={old} new={now.state} "
-                f"connected={int(now.connected)} reason={quoted(now.reason)}"
-            )
-        if now.refused and (last is None or now.refused != last.refused):
-            self._report_refusals(live)
-        if now.state is State.CATCHING_UP and now.resync_total:
-            live.update(
-                f"copying {self._resource.name}: {bytes_text(now.resync_done)} of "
-                f"{bytes_text(now.resync_total)} "
-                f"({100 * now.resync_done // now.resync_total} %)"
-            )
-        else:
-            live.clear()
-
-    def _report_refusals(self, live: LiveLine) -> None:
-        """An event line for each source that is refused for the first time.
-
-        `Backup.refusals` bounds how many there can be: a flood can't fill a
-        log.
-        """
-        refusals = self._refusals()
-        for one in refusals:
-            if (one.source, one.first_ns) not in self._refused:
-                live.note(
-                    f"remus-native: event=refused resource={self._resource.name} "
-                    f"source={quoted(one.source)} cause={one.cause} "
-                    f"count={one.count} reason={quoted(one.text)}"
-                )
-        self._refused = {(one.source, one.first_ns) for one in refusals}

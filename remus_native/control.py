@@ -15,9 +15,10 @@ thread.  Requests that may block for a disk go to the thread that owns the
 resource: it waits for `ControlServer.fileno` and calls `run_pending`, so that
 ``status`` is answered while a promote is under way.  Such a request is
 dropped if its client has gone before it was begun; one that was begun is
-carried out.  The backup takes ``status``, ``checkpoints``, ``promote``,
-``commit`` and ``stop``, the primary ``status`` and ``stop`` (end as on
-SIGTERM).
+carried out.  The backup takes ``status``, ``checkpoints``, ``refusals``,
+``target`` (where a promote would go to), ``promote``, ``commit`` and ``stop``
+(end as on SIGTERM), the primary ``status``, ``resume``, ``verify``,
+``verified``, ``verify_cancel`` and ``stop``.
 """
 
 from __future__ import annotations

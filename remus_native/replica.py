@@ -419,12 +419,12 @@ class Primary(Handle):
         Waits for calls that other threads are in: one in `preresume` ends
         with its timeout.
         """
+        if self._ask_alone and not self.closed:
+            self.refuse_alone()  # or who waits would be waited for
         for export in list(self._exports):
             export.close()
         if not self.closed:
             self.verify_cancel()
-        if self._ask_alone and not self.closed:
-            self.refuse_alone()  # or who waits would be waited for
         raw = self._take()
         if raw is not None:
             for group in list(self._groups):
@@ -568,19 +568,26 @@ class Backup(Handle):
         give way (EBUSY), or if no checkpoint is named and no primary was
         heard of for ``stale_ms`` (ESTALE).
         """
-        if checkpoint is not None and tag is not None:
-            raise ConfigError("promote: give a checkpoint or a tag, not both")
-        by, name, epoch = lib.REMUS_PROMOTE_DEFAULT, b"", 0
-        if tag is not None:
-            by, name = lib.REMUS_PROMOTE_TAG, encode_tag(tag)
-        elif checkpoint is not None:
-            by = lib.REMUS_PROMOTE_EPOCH
-            epoch = number("checkpoint", checkpoint, 1 << 63)
+        by, epoch, name = _promote_by(checkpoint, tag)
         out = ffi.new("uint64_t *")
         with self._call() as raw:
             rc = lib.remus_backup_promote(
                 raw, by, epoch, name, len(name), int(force), out
             )
+            if rc < 0:
+                raise_for(rc, epoch=checkpoint, invalid=StateError)
+        return int(out[0])
+
+    def target(self, checkpoint: int | None = None, *, tag: Tag | None = None) -> int:
+        """The checkpoint to which `promote` would go; never blocks.
+
+        For who has something to do before it that can't be undone, such as
+        fencing the primary.  Raises what it would raise, but for EBUSY.
+        """
+        by, epoch, name = _promote_by(checkpoint, tag)
+        out = ffi.new("uint64_t *")
+        with self._call() as raw:
+            rc = lib.remus_backup_target(raw, by, epoch, name, len(name), out)
             if rc < 0:
                 raise_for(rc, epoch=checkpoint, invalid=StateError)
         return int(out[0])
@@ -619,6 +626,18 @@ class Backup(Handle):
         raw = self._take()
         if raw is not None:
             lib.remus_backup_close(raw)
+
+
+def _promote_by(checkpoint: int | None, tag: Tag | None) -> tuple[int, int, bytes]:
+    """How C names a checkpoint: by, number, tag."""
+    if checkpoint is not None and tag is not None:
+        raise ConfigError("promote: give a checkpoint or a tag, not both")
+    if tag is not None:
+        return lib.REMUS_PROMOTE_TAG, 0, encode_tag(tag)
+    if checkpoint is not None:
+        epoch = number("checkpoint", checkpoint, 1 << 63)
+        return lib.REMUS_PROMOTE_EPOCH, epoch, b""
+    return lib.REMUS_PROMOTE_DEFAULT, 0, b""
 
 
 def raw_nodes_of(

@@ -296,6 +296,8 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
     primary = dataclasses.replace(primary, serves=backup.serves)
     if auto_promote:
         _check_auto_promote(fence, backup, problems)
+    if backup.serves:
+        _check_swapped(address, address_swapped, problems)
     limits = _read_limits(top.table("limits"))
     volumes = _read_volumes(values, problems)
     if problems.lines:
@@ -338,6 +340,20 @@ def _check_auto_promote(
             "a directory for the nodes that auto_promote is about",
             None,
             "add mount to [backup]; usually the same as in [primary]",
+        )
+
+
+def _check_swapped(
+    address: str | None, address_swapped: str | None, problems: Problems
+) -> None:
+    """With nodes of its own the backup is the primary once it is promoted."""
+    if address_swapped is None and (address or "").startswith("tcp:"):
+        problems.add(
+            "address_swapped",
+            "the address where the primary's host listens once it is the backup, "
+            "beside mount in [backup]",
+            None,
+            'add address_swapped = "tcp:HOST:PORT"',
         )
 
 

@@ -30,6 +30,7 @@ from remus_native import (
     ReplicationLost,
     StateError,
 )
+from remus_native._process import notify_systemd
 from remus_native._progress import (
     LiveLine,
     LiveTable,
@@ -38,7 +39,6 @@ from remus_native._progress import (
     seconds_text,
     table,
 )
-from remus_native._serve import notify_systemd
 from remus_native.cli import main
 from remus_native.control import ControlServer, NotRunning, call, is_running
 from remus_native.resource_file import load

@@ -152,13 +152,13 @@ def test_a_guest_goes_on_alone_after_the_fence(host: Host) -> None:
     start_primary(host)
     backup.kill()
     backup.wait()
-    wait_for("the question", lambda: status(host, "p")["asks_alone"])
     writer = subprocess.Popen(
         ["dd", "if=/dev/zero", f"of={node(host)}", "bs=4096", "count=1",
          "conv=notrunc"], stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         wait_for("its write", lambda: status(host, "p")["parked_writes"] == 1)
+        assert not notes.exists()  # nobody is shot for a short absence
         wait_for("a failure", notes.exists)
         wait_for("its reason", lambda: "REMUS_REASON=alone" in notes.read_text())
         assert writer.poll() is None
@@ -181,7 +181,7 @@ def test_an_operators_word_lets_the_guest_go_on(
     primary = start_primary(host)
     backup.kill()
     backup.wait()
-    wait_for("the question", lambda: status(host, "p")["asks_alone"])
+    wait_for("the loss", lambda: not status(host, "p")["connected"])
     assert main(["resume", str(host.file)]) == 0
     assert "goes on without its backup" in capsys.readouterr().out
     with node(host).open("r+b", buffering=0) as disk:
@@ -221,6 +221,11 @@ def test_swap_there_and_back(host: Host, capsys: pytest.CaptureFixture[str]) -> 
             disk.seek(4096)
             disk.write(f"turn {turn}".encode())
     assert "this host is the primary now" in capsys.readouterr().out
+    # Without the word the sides are taken for each other: they say so.
+    for words in (["promote"], ["commit"], ["resume"], ["status"], ["swap"]):
+        number = ["7"] if words == ["commit"] else []
+        assert main([*words, str(host.file), *number]) == 1
+        assert "say --swapped" in capsys.readouterr().err
     code = main(["status", "--swapped", "--json", str(host.file)])
     assert code == 0
 
@@ -289,3 +294,179 @@ def test_a_tcp_address_needs_a_second_one_to_be_swapped(host: Host) -> None:
     swapped = load(host.file).swapped()
     assert swapped.address == "tcp:127.0.0.1:7798"
     assert swapped.swapped() == load(host.file)
+
+
+# ---- what must not happen on the way ------------------------------------------
+
+
+def test_what_cannot_be_promoted_to_fences_nobody(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Too old, or no copy at all: said before the other host is shot."""
+    notes = with_fence(host, "exit 0")
+    text = host.file.read_text()
+    host.file.write_text(text.replace("[limits]", '[limits]\nstale_after = "1s"'))
+    backup = host.start_backup()
+    assert main(["promote", str(host.file)]) == 1
+    assert "Inconsistent" in capsys.readouterr().err
+    epoch = committed(host)
+    time.sleep(2.1)
+    assert main(["promote", str(host.file)]) == 1
+    assert "stale_after" in capsys.readouterr().err
+    assert main(["promote", "--force", str(host.file)]) == 1
+    assert not notes.exists()
+    assert main(["promote", "--checkpoint", str(epoch), str(host.file)]) == 0
+    assert f"REMUS_CHECKPOINT={epoch}" in notes.read_text()
+    assert backup.poll() is None
+
+
+def committed(host: Host) -> int:
+    primary = host.open_primary()
+    primary.pwrite("root", b"x" * 1000, 0)
+    epoch = primary.postsuspend()
+    primary.preresume(epoch, 30)
+    primary.commit(epoch)
+    primary.close()
+    wait_for("its end", lambda: not status(host, "b")["connected"])
+    return epoch
+
+
+def test_force_says_what_it_costs_before_it_acts(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = host.folder / "gate"
+    with_fence(host, f'while ! test -e "{gate}"; do sleep 0.01; done')
+    host.start_backup()
+    primary = host.open_primary()
+    primary.session_begin()
+    epochs = []
+    for i in range(3):
+        primary.pwrite("root", b"%d" % i, 0)
+        epochs.append(primary.postsuspend())
+        primary.preresume(epochs[-1], 30)
+        if i == 0:
+            primary.commit(epochs[-1])
+    assert main(["promote", str(host.file)]) == 1
+    assert "a toolstack takes checkpoints" in capsys.readouterr().err
+    promote = host.start("promote", "--force")
+    assert promote.stderr is not None
+    said = promote.stderr.readline() + promote.stderr.readline()
+    # It was said, and nothing has been done yet.
+    assert "a primary is connected and is not asked" in said
+    assert f"after checkpoint {epochs[0]} is lost" in said
+    assert f"what 2 newer checkpoints hold (up to {epochs[2]})" in said
+    assert "split brain" in said
+    assert primary.status().state == "Protected"
+    gate.touch()
+    assert promote.wait(DEADLINE_S) == 0
+    wait_for("its fence", lambda: primary.status().state == "Fenced")
+
+
+def test_force_without_a_primary_says_so(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backup = a_lost_primary(host)
+    backup.terminate()
+    assert backup.wait(DEADLINE_S) == 0
+    assert main(["promote", "--force", str(host.file)]) == 0
+    assert "no primary is connected that could be asked" in capsys.readouterr().err
+
+
+def test_a_fence_that_talks_for_ever(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its end decides, and memory does not: only the last words are kept."""
+    with_fence(host, "yes a word | head -c 200000000; echo the last one; exit 3")
+    backup = a_lost_primary(host)
+    assert main(["promote", str(host.file)]) == 1
+    error = capsys.readouterr().err
+    assert "exit code 3" in error and "the last one" in error
+    assert len(error) < 1000
+    grown = Path(f"/proc/{backup.pid}/status").read_text()
+    peak = next(line for line in grown.splitlines() if line.startswith("VmHWM"))
+    assert int(peak.split()[1]) < 150_000  # KiB
+
+
+def test_a_fence_ends_with_its_process(host: Host) -> None:
+    """What it leaves behind may hold its output open, and lives on."""
+    mark = host.folder / "mark"
+    with_fence(host, f'(sleep 1; touch "{mark}") & exit 0')
+    a_lost_primary(host)
+    start = time.monotonic()
+    assert main(["promote", str(host.file)]) == 0
+    assert time.monotonic() - start < 1
+    wait_for("what it left behind", mark.exists)
+
+
+def test_a_fence_that_hangs_is_killed_with_its_children(host: Host) -> None:
+    pids = host.folder / "pids"
+    with_fence(host, f'sleep 600 & echo $! >> "{pids}"; sleep 600', timeout="500ms")
+    a_lost_primary(host)
+    assert main(["promote", str(host.file)]) == 1
+    child = int(pids.read_text())
+    wait_for("its end", lambda: not running(child))
+
+
+def running(pid: int) -> bool:
+    try:
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        )
+    except FileNotFoundError:
+        return False
+
+
+def test_a_backup_that_is_told_to_stop_does_not_wait_for_its_fence(
+    host: Host,
+) -> None:
+    notes = with_fence(host, "sleep 600", timeout="10min")
+    backup = a_lost_primary(host)
+    promote = host.start("promote")
+    wait_for("the fence", notes.exists)
+    backup.terminate()
+    assert backup.wait(DEADLINE_S) == 0
+    _, said = promote.communicate(timeout=DEADLINE_S)
+    assert promote.returncode == 1
+    assert "told to stop" in said
+    assert main(["status", "--side", "backup", str(host.file)]) == 4  # Standby
+
+
+@pytest.mark.fuse
+def test_a_primary_that_is_told_to_stop_ends_its_fence(host: Host) -> None:
+    pids = host.folder / "pids"
+    with_fence(host, f'echo $$ >> "{pids}"; sleep 600', timeout="10min")
+    text = host.file.read_text()
+    host.file.write_text(text.replace("[limits]", '[limits]\nloss = "1s"'))
+    backup = host.start_backup()
+    primary = start_primary(host)
+    backup.kill()
+    backup.wait()
+    wait_for("the loss", lambda: not status(host, "p")["connected"])
+    writer = subprocess.Popen(
+        ["dd", "if=/dev/zero", f"of={node(host)}", "bs=4096", "count=1",
+         "conv=notrunc"], stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for("the fence", pids.exists)
+        wait_for("its number", lambda: pids.read_text().endswith("\n"))
+        primary.terminate()
+        assert primary.wait(DEADLINE_S) == 0
+        assert writer.wait(DEADLINE_S) != 0
+        assert not running(int(pids.read_text()))
+    finally:
+        primary.kill()
+        writer.kill()
+        writer.wait()
+
+
+@pytest.mark.fuse
+def test_a_signal_that_comes_while_roles_turn_is_not_lost(host: Host) -> None:
+    backup = host.start_backup()
+    primary = start_primary(host)
+    mounts_of(host, "b")
+    swap = host.start("swap")
+    primary.terminate()
+    backup.terminate()
+    assert backup.wait(DEADLINE_S) == 0
+    assert primary.wait(DEADLINE_S) == 0
+    swap.wait(DEADLINE_S)

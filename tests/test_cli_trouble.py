@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_cli import DEADLINE_S, Host, host, wait_for
 
-from remus_native._serve import detach
+from remus_native._process import detach
 from remus_native.cli import main
 from remus_native.control import call
 

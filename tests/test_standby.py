@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -37,12 +38,12 @@ def standby_of(hosts: Hosts, backup, **options):
         subprocess.run(["umount", "-l", mount], capture_output=True, check=False)
 
 
-def opener(path: Path, results: list) -> threading.Thread:
+def opener(path: Path, results: list, flags: int = os.O_RDWR) -> threading.Thread:
     """A thread that opens for writing and notes a file or an errno."""
 
     def run() -> None:
         try:
-            results.append(os.open(path, os.O_RDWR))
+            results.append(os.open(path, flags))
         except OSError as error:
             results.append(-error.errno)
 
@@ -169,13 +170,86 @@ def test_an_opener_that_is_killed_leaves_nothing(hosts):
                                    stderr=subprocess.DEVNULL)  # fmt: skip
         wait_for("the wish", lambda: standby.wanted)
         process.send_signal(signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL  # it waits for no promote
+        assert not standby.wanted  # and nothing is promoted for it
+        # One that goes on waiting is let in all the same.
+        opened: list = []
+        thread = opener(Path(disk), opened)
+        wait_for("the wish", lambda: standby.wanted)
         backup.promote()
         standby.release()
         backup.close()
         new = hosts.primary("b", wait=False)
         standby.turn(new)
-        process.wait(30)
+        thread.join(30)
+        assert new.status().writers == 1
+        os.close(opened[0])
         wait_for("its end", lambda: new.status().writers == 0)
+
+
+def test_an_open_is_interrupted_by_a_signal(hosts):
+    """As on a slow device; who tries again waits again."""
+    backup = hosts.backup("b")
+    code = (
+        "import os, signal, sys\n"
+        "def stop(*_): raise InterruptedError\n"
+        "signal.signal(signal.SIGUSR1, stop)\n"
+        "print('ready', flush=True)\n"
+        "try: os.open(sys.argv[1], os.O_RDWR)\n"
+        "except InterruptedError: print('interrupted', flush=True)\n"
+        "os.open(sys.argv[1], os.O_RDWR)\n"
+        "print('open', flush=True)\n"
+    )
+    with standby_of(hosts, backup, auto_promote=True) as standby:
+        disk = f"{standby.mountpoint}/xvda"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, disk], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            wait_for("the wish", lambda: standby.wanted)
+            process.send_signal(signal.SIGUSR1)
+            assert process.stdout.readline() == "interrupted\n"
+            wait_for("the next wish", lambda: standby.wanted)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        wait_for("its end", lambda: not standby.wanted)
+
+
+def test_what_else_a_toolstack_does_while_an_open_waits(hosts):
+    """stat, chown, chmod, a truncate to its size; many readers."""
+    backup = hosts.backup("b")
+    primary = hosts.primary("a")
+    fill(primary, 1)
+    first = checkpoint(primary)
+    primary.close()
+    wait_for("apply", lambda: backup.status().applied_epoch >= first)
+    with standby_of(hosts, backup, auto_promote=True) as standby:
+        disk = Path(standby.mountpoint) / "xvda"
+        opened: list = []
+        thread = opener(disk, opened, os.O_RDWR | os.O_TRUNC)
+        wait_for("the wish", lambda: standby.wanted)
+        os.chown(disk, 1234, 99)
+        disk.chmod(0o640)
+        os.truncate(disk, hosts.size)
+        with pytest.raises(OSError, match="Invalid"):
+            os.truncate(disk, 4096)
+        for _ in range(30):
+            assert disk.read_bytes() == hosts.data("a")
+        backup.promote()
+        standby.release()
+        backup.close()
+        new = hosts.primary("b", wait=False)
+        standby.turn(new)
+        thread.join(30)
+        st = disk.stat()
+        assert (st.st_uid, st.st_gid, st.st_mode & 0o777) == (1234, 99, 0o640)
+        assert st.st_size == hosts.size
+        assert disk.read_bytes() == hosts.data("a")  # O_TRUNC: as on a disk
+        os.close(opened[0])
 
 
 # ---- the process ------------------------------------------------------------------
