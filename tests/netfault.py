@@ -38,12 +38,21 @@ def batch(k: int) -> Iterator[tuple[str, int, bytes]]:
         yield rng.choice(VOLUMES), at, data or bytes(length)
 
 
-def disks_after(k: int) -> dict[str, bytes]:
-    disks = {name: bytearray(SIZE) for name in VOLUMES}
-    for i in range(1, k + 1):
-        for name, at, data in batch(i):
-            disks[name][at : at + len(data)] = data
-    return {name: bytes(data) for name, data in disks.items()}
+class Model:
+    """The disks after k batches; going forward costs only what is new."""
+
+    def __init__(self) -> None:
+        self.k = 0
+        self.disks = {name: bytearray(SIZE) for name in VOLUMES}
+
+    def after(self, k: int) -> dict[str, bytes]:
+        if k < self.k:
+            self.__init__()  # type: ignore[misc]
+        for i in range(self.k + 1, k + 1):
+            for name, at, data in batch(i):
+                self.disks[name][at : at + len(data)] = data
+        self.k = k
+        return {name: bytes(data) for name, data in self.disks.items()}
 
 
 # ---- the guest and its primary: a process ---------------------------------------
@@ -185,6 +194,7 @@ class Hosts:
         self.names = {"p": f"remp{tag}", "b": f"remb{tag}"}
         self.backup: subprocess.Popen[str] | None = None
         self.guests: list[Guest] = []
+        self.model = Model()
         self.stack = contextlib.ExitStack()
         for side in "pb":
             (folder / side).mkdir()
@@ -257,31 +267,47 @@ class Hosts:
 
     # -- the proof
 
-    def prove(self, batches: dict[int, int], acked: list[int], at: int) -> int:
+    def prove(self) -> int:
         """Promote copies of the killed backup to all that it offers.
 
         How many checkpoints were compared."""
-        offered = self.on_a_copy(lambda b, _: {cp.epoch for cp in b.checkpoints()})
-        # A barrier can have arrived whose number the guest had no time to tell.
-        untold = {e for e in offered if e not in batches and e > max(batches)}
-        known = {**batches, **dict.fromkeys(untold, at)}
-        first = min(known)
-        assert len(untold) <= 1
-        assert {e for e in acked if e >= min(offered)} <= offered
+        offered = self.on_a_copy(lambda b, _: [cp.epoch for cp in b.checkpoints()])
+        assert offered
+        known = self.known(offered)
+        acked = {e for guest in self.guests for e in guest.acked}
+        assert {e for e in acked if e >= offered[0]} <= set(offered)
+        compared = 0
         for epoch in offered:
             if epoch not in known:
-                assert epoch <= first  # the copy that came before the guest
+                assert epoch < min(known)  # the copy that came before the guest
                 continue
 
             def compare(backup: Any, folder: Path, epoch: int = epoch) -> None:
                 assert backup.promote(epoch) == epoch
-                want = disks_after(known[epoch])
+                want = self.model.after(known[epoch])
                 for name in VOLUMES:
                     got = (folder / f"b.{name}").read_bytes()
                     assert got == want[name], f"{name} differs at {epoch}"
 
             self.on_a_copy(compare)
-        return len(offered)
+            compared += 1
+        return compared
+
+    def known(self, offered: list[int]) -> dict[int, int]:
+        """After how many batches each checkpoint was.
+
+        A guest may have had no time to tell the number of its last barrier:
+        that is the only one between those that it told and its successor's."""
+        known = {e: k for guest in self.guests for e, k in guest.batches.items()}
+        for i, guest in enumerate(self.guests):
+            last = max(guest.batches, default=0)
+            later = [e for g in self.guests[i + 1 :] for e in g.batches]
+            end = min(later, default=1 << 62)
+            untold = [e for e in offered if last < e < end and e not in known]
+            if guest.batches:
+                assert len(untold) <= 1
+                known.update(dict.fromkeys(untold, guest.at))
+        return known
 
     def on_a_copy(self, do: Callable[[Any, Path], Any]) -> Any:
         from remus_native import Backup, Volume

@@ -162,6 +162,7 @@ class Cable:
         self._listener: socket.socket | None = None
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._held: set[socket.socket] = set()
+        self._hold_next = False
         self._acceptor: threading.Thread | None = None
         self._threads: list[threading.Thread] = []
 
@@ -204,6 +205,16 @@ class Cable:
             for pair in self._pairs:
                 self._held.update(pair)
 
+    def hold_next(self) -> None:
+        """The same for the next connection, from its first byte on."""
+        self._hold_next = True
+
+    @property
+    def holds(self) -> int:
+        """How many connections are held back now."""
+        with self._lock:
+            return len(self._held) // 2
+
     def let_go(self) -> None:
         """What was held back arrives, late, and behind what came after it."""
         with self._lock:
@@ -228,6 +239,9 @@ class Cable:
                     continue
                 with self._lock:
                     self._pairs.append((front, back))
+                    if self._hold_next:
+                        self._held.update((front, back))
+                        self._hold_next = False
                 self._start(self._pass_on, front, back, True)
                 self._start(self._pass_on, back, front, False)
 

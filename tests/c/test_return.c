@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The backup goes and comes back again and again under writers, and one
- * whose disk stalls while its pings go on is told apart from a dead one.
+ * The backup goes and comes back again and again under writers; one whose
+ * disk stalls while its pings go on is told apart from a dead one; and one
+ * whose disk is slow slows writes down, not checkpoints.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -127,9 +128,68 @@ static void a_stalled_disk_is_named(void)
     pair_prove_and_close(&t, next_checkpoint(&t));
 }
 
+/* ---- a slow disk ---------------------------------------------------------- */
+
+#define SLOW_MS 15
+#define CHECKPOINTS 60
+
+static int slow_fdatasync(remus_io *io, int file)
+{
+    (void)io;
+    usleep(SLOW_MS * 1000);
+    return real->fdatasync(real, file);
+}
+
+/* 16 MiB a second, and what comes in small pieces is slower. */
+static ssize_t slow_pwrite(remus_io *io, int file, const void *buf,
+                           size_t len, uint64_t offset)
+{
+    (void)io;
+    usleep((useconds_t)(len / 16u + 500));
+    return real->pwrite(real, file, buf, len, offset);
+}
+
+static void a_slow_disk_slows_writes(void)
+{
+    struct pair t;
+    struct remus_status s;
+    pthread_t threads[WRITERS];
+    table = *real;
+    table.fdatasync = slow_fdatasync;
+    table.pwrite = slow_pwrite;
+    pair_open(&t, SIZE, SIZE, NULL);
+    remus_backup_close(t.b);
+    pair_open_backup(&t, &table);
+    next_checkpoint(&t);
+    atomic_store(&stop, 0);
+    for (int i = 0; i < WRITERS; i++)
+        pthread_create(&threads[i], NULL, writer_main, t.p);
+    uint64_t most = 0, limit = 0;
+    for (int i = 0; i < CHECKPOINTS; i++) {
+        usleep(20000);
+        pair_checkpoint(&t);
+        CHECK(remus_primary_status(t.p, &s));
+        EXPECT(s.state == REMUS_STATE_PROTECTED);
+        EXPECT(s.queue_bytes <= 4u << 20);
+        CHECK(remus_backup_status(t.b, &s));
+        EXPECT(s.state == REMUS_STATE_PROTECTED);
+        limit = s.journal_limit;
+        most = s.journal_bytes > most ? s.journal_bytes : most;
+    }
+    atomic_store(&stop, 1);
+    for (int i = 0; i < WRITERS; i++)
+        pthread_join(threads[i], NULL);
+    CHECK(remus_primary_status(t.p, &s));
+    EXPECT(s.stalls > 0);                /* they had to wait */
+    EXPECT(s.bytes_written > 2 * limit); /* not everything did fit */
+    EXPECT(most > limit / 2 && most <= limit);
+    pair_prove_and_close(&t, next_checkpoint(&t));
+}
+
 int main(void)
 {
     go_and_return();
     a_stalled_disk_is_named();
+    a_slow_disk_slows_writes();
     return 0;
 }
