@@ -16,7 +16,7 @@ static int open_role(remus_primary *p)
         err = remus_primary_state_load(p, &p->open_epoch);
     if (!err)
         err = remus_dirty_open(&p->dirty, p->io, p->state_dir, p->resource,
-                               p->kept.lineage.id, sizes, stamps, 1);
+                               p->kept.lineage.id, sizes, stamps, 1, 0);
     return err;
 }
 
@@ -31,7 +31,7 @@ static int act(remus_primary *p, int what)
         err = remus_primary_state_flag(p, REMUS_PRIMARY_SHARED);
         p->alone = 0;
         if (!err)
-            (void)remus_primary_take_generation(p);
+            remus_primary_take_generation(p);
         return err ? err : p->alone ? 0 : -EIO;
     default:
         return 0;

@@ -124,13 +124,6 @@ static inline void pair_open(struct pair *t, uint64_t size_a, uint64_t size_b,
     pair_open_primary(t, io);
 }
 
-static inline void pair_remove(const struct pair *t)
-{
-    char command[128];
-    snprintf(command, sizeof command, "rm -r %s", t->dir);
-    EXPECT(system(command) == 0);
-}
-
 /* One committed checkpoint; its number. */
 static inline uint64_t pair_checkpoint(struct pair *t)
 {
