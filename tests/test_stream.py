@@ -234,3 +234,15 @@ def test_a_session_that_ends_in_an_epoch_leaves_no_trace(backup, peer, tmp_path)
     peer.socket.close()
     backup.promote()
     assert (tmp_path / "disk").read_bytes()[:12] == b"one" + bytes(9)
+
+
+def test_a_counted_record_in_the_middle_of_a_copy(backup, peer):
+    """Also where a stream went on before the copy began."""
+    n = one_epoch(peer)
+    peer.send(RESYNC, flags=BEGIN)
+    peer.send(formats.WRITE, b"straight to the disk", flags=1, offset=100)
+    peer.socket.sendall(write(b"counted", 0, 2, n))
+    assert "before the copy ended" in peer.error()
+    assert backup.status().state is State.INCONSISTENT
+    with pytest.raises(StateError):
+        backup.promote()
