@@ -341,3 +341,14 @@ def test_an_epoch_with_a_number_that_was_used_ends_the_log(journal, number):
               formats.running_crc(now))  # fmt: skip
 
     assert journal.offers_after(renumber) == [n for n in journal.epochs if n < epoch]
+
+
+def test_a_commit_takes_no_other_back(journal):
+    committed = journal.epochs[0]
+    place = journal.find(formats.COMMIT, committed)
+    applied = state_of(journal.world)["applied"]
+    for epoch in (0, applied):
+        offered = journal.offers_after(
+            lambda w, e=epoch: patch(w, place.file, place.at, 64, 60, "<Q", 32, e)
+        )
+        assert offered == [*range(applied, committed), *journal.epochs]
