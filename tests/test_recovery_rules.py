@@ -149,6 +149,7 @@ class Journal:
         change(twin)
         backup = TestBackup(twin)
         offered = [n for n, _, _ in backup.checkpoints()]
+        assert backup.status().committed_epoch == offered[0]
         backup.abandon()
         found = formats.recover(state_of(twin), files_of(twin), "guest0")
         later = [n for n in found.closed if n > found.committed]
