@@ -72,8 +72,11 @@ static int open_segment_file(struct remus_journal *j, unsigned int i,
                           "disks anew",
                           path);
     if (file < 0)
-        return remus_fail(file, "journal: open %s: %s", path,
-                          remus_errno_text(file));
+        return remus_fail(file, "journal: open %s: %s%s", path,
+                          remus_errno_text(file),
+                          file == -EMFILE ? ": allow more (ulimit -n), or "
+                                            "choose larger segments"
+                                          : "");
     j->files[i] = file;
     uint64_t size;
     int err = j->io->size(j->io, file, &size);

@@ -81,7 +81,7 @@ REMUS_API int remus_test_backup_begin(remus_backup *b);
 /*
  * The same step by step.  greet: a hello and its reply; *content (enum
  * remus_content of record.h) and *held are what the reply says.  Then either
- * catch_up, or copy_begin, any copy_write and copy_zero, and copy_end; both
+ * catch_up, or copy_begin, any copy_write, _zero and _flush, and copy_end; both
  * ways the next epoch opens.  keep: as RESYNC PARTIAL.
  */
 REMUS_API int remus_test_backup_greet(remus_backup *b, uint32_t *content,
@@ -95,6 +95,7 @@ REMUS_API int remus_test_backup_copy_write(remus_backup *b,
 REMUS_API int remus_test_backup_copy_zero(remus_backup *b,
                                           unsigned int volume,
                                           uint64_t offset, uint64_t len);
+REMUS_API int remus_test_backup_copy_flush(remus_backup *b);
 REMUS_API int remus_test_backup_copy_end(remus_backup *b);
 /* One record into the open epoch. */
 REMUS_API int remus_test_backup_write(remus_backup *b, unsigned int volume,

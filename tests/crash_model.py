@@ -195,6 +195,9 @@ class TestBackup:
     def copy_zero(self, volume: int, offset: int, length: int) -> None:
         check(lib.remus_test_backup_copy_zero(self.raw, volume, offset, length))
 
+    def copy_flush(self) -> None:
+        check(lib.remus_test_backup_copy_flush(self.raw))
+
     def copy_end(self) -> None:
         check(lib.remus_test_backup_copy_end(self.raw))
 

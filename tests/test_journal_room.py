@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 import pytest
+from crash_checks import checkpoints_of
 from crash_model import (
     PAYLOAD_MAX,
     SEGMENT,
@@ -67,6 +68,10 @@ def test_a_journal_full_of_prepared_epochs_takes_a_commit(end):
         assert model.acked == backup.checkpoints()[-1][0]
     newest = model.acked
     model.commit(backup, newest, durably=True)
+    for loss in ENDS:
+        twin = world.clone()
+        twin.crash(loss, 2)
+        assert checkpoints_of(twin) == [(newest, b"", True)]
     model.apply(backup)
     backup.checkpoint()
     assert world.disks() == model.at[newest]

@@ -149,6 +149,7 @@ class Journal:
         change(twin)
         backup = TestBackup(twin)
         offered = [n for n, _, _ in backup.checkpoints()]
+        assert backup.status().committed_epoch == offered[0]
         backup.abandon()
         found = formats.recover(state_of(twin), files_of(twin), "guest0")
         later = [n for n in found.closed if n > found.committed]
@@ -321,3 +322,34 @@ def test_an_epoch_that_is_damaged_is_not_skipped(which):
             lambda w, p=place: w.poke_file(PATH % p.file, b"\xff", p.at + 20)
         )
         assert offered == [n for n in epochs if n < epoch]
+
+
+@pytest.mark.parametrize("number", [-1, -3])
+def test_an_epoch_with_a_number_that_was_used_ends_the_log(journal, number):
+    """All its records agree on it, the barrier's CRC too."""
+    epoch = journal.epochs[3]
+    places = [p for p in journal.places if p.rec.epoch == epoch]
+    *records, barrier = [p for p in places if p.rec.type != formats.COMMIT]
+
+    def renumber(world: World) -> None:
+        for place in (*records, barrier):
+            patch(world, place.file, place.at, 64, 60, "<Q", 32, epoch + number)
+        now = [
+            formats.record(world.read_file(PATH % p.file, SEGMENT)[p.at :])
+            for p in records
+        ]
+        patch(world, barrier.file, barrier.at, 64, 60, "<Q", 24,
+              formats.running_crc(now))  # fmt: skip
+
+    assert journal.offers_after(renumber) == [n for n in journal.epochs if n < epoch]
+
+
+def test_a_commit_takes_no_other_back(journal):
+    committed = journal.epochs[0]
+    place = journal.find(formats.COMMIT, committed)
+    applied = state_of(journal.world)["applied"]
+    for epoch in (0, applied):
+        offered = journal.offers_after(
+            lambda w, e=epoch: patch(w, place.file, place.at, 64, 60, "<Q", 32, e)
+        )
+        assert offered == [*range(applied, committed), *journal.epochs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -277,3 +278,54 @@ def test_a_session_that_ends_in_an_epoch_leaves_no_trace(backup, peer, tmp_path)
     peer.socket.close()
     backup.promote()
     assert (tmp_path / "disk").read_bytes()[:12] == b"one" + bytes(9)
+
+
+def test_a_counted_record_in_the_middle_of_a_copy(backup, peer):
+    """Also where a stream went on before the copy began."""
+    n = one_epoch(peer)
+    peer.send(RESYNC, flags=BEGIN)
+    peer.send(formats.WRITE, b"straight to the disk", flags=1, offset=100)
+    peer.socket.sendall(write(b"counted", 0, 2, n))
+    assert "before the copy ended" in peer.error()
+    assert backup.status().state is State.INCONSISTENT
+    with pytest.raises(StateError):
+        backup.promote()
+
+
+def greet_again(tmp_path: Path) -> tuple[Peer, formats.Record]:
+    """One more connection, once the backup has let go of the last."""
+    end = time.monotonic() + 20
+    while True:
+        made = Peer(str(tmp_path / "sock"))
+        made.send(HELLO, formats.hello("guest0", [("xvda", SIZE)]))
+        reply = made.receive()
+        if reply.type == REPLY:
+            return made, reply
+        made.socket.close()
+        assert b"another primary" in reply.payload and time.monotonic() < end
+
+
+def test_a_hello_promises_no_reserve_that_is_used_up(backup, peer, tmp_path):
+    """A session for each checkpoint and no commit: one day a primary is told
+    that there is no room for a barrier; for the commit there always is."""
+    one_epoch(peer)
+    peer.socket.close()
+    newest, reserves = 1, []
+    while len(reserves) < 100:
+        again, reply = greet_again(tmp_path)
+        last, n, credit, reserve = struct.unpack_from("<4Q", reply.payload, 8)
+        reserves.append(reserve)
+        if credit + reserve < 12288:
+            break
+        newest = last + 1
+        again.send(RESYNC, flags=6, epoch=newest)
+        again.send(formats.BARRIER, **barrier([], newest, n))
+        ack = again.receive(8)
+        assert (ack.type, ack.epoch) == (formats.ACK, newest)
+        again.socket.close()
+    assert reserves[0] > 12288 > reserves[-1]
+    again.send(formats.COMMIT, epoch=newest)
+    news = again.receive()
+    assert news.type == 8 and news.range > 12288
+    again.socket.close()
+    assert backup.status().committed_epoch == newest
