@@ -4,9 +4,10 @@
  * formed (their CRCs are right) and wrong in any other way, records cut short,
  * and plain noise.  First against a backup, then against a primary.  Neither
  * may crash, hang, or be of no use afterwards; a primary's own disk holds what
- * its guest wrote.
+ * its guest wrote.  And strangers, whose first words of TLS are damaged, while
+ * a primary replicates.
  *
- * REMUS_SEED and REMUS_FUZZ_MS (for each of both) choose another run.
+ * REMUS_SEED and REMUS_FUZZ_MS (for each part) choose another run.
  */
 #include <errno.h>
 #include <poll.h>
@@ -17,6 +18,7 @@
 #include <time.h>
 
 #include "pair.h"
+#include "tls.h"
 #include "transport.h"
 
 #define DISK (256u << 10)
@@ -381,6 +383,114 @@ static void fuzz_backup(void)
     EXPECT(system(command) == 0);
 }
 
+/* ---- strangers ------------------------------------------------------------------ */
+
+/* The first words of a client that has the key, into `out`. */
+static size_t first_flight(const char *key, unsigned char *out, size_t cap)
+{
+    struct remus_tls_keys *keys;
+    struct remus_tls *t;
+    int fd[2];
+    short events;
+    CHECK(remus_tls_keys_load(key, "guest0", &keys));
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0,
+                     fd));
+    CHECK(remus_tls_new(&t, keys, 0, fd[0]));
+    EXPECT(remus_tls_handshake(t, &events) == -EAGAIN);
+    ssize_t n = recv(fd[1], out, cap, 0);
+    CHECK(n);
+    remus_tls_free(t);
+    remus_tls_keys_free(keys);
+    close(fd[0]);
+    close(fd[1]);
+    return (size_t)n;
+}
+
+static void stranger(const char *path, uint64_t *s, const unsigned char *hello,
+                     size_t len, struct wire *w)
+{
+    memcpy(w->data, hello, len);
+    w->len = len;
+    for (uint64_t n = 1 + rnd(s) % 3; n; n--)
+        w->data[rnd(s) % len] = (unsigned char)(rnd(s) % 4 ? rnd(s) : 255);
+    if (rnd(s) % 8 == 0)
+        w->len = 1 + rnd(s) % len;
+    for (; rnd(s) % 8 == 0 && w->len + 500 < sizeof w->data; w->len += 500)
+        memset(w->data + w->len, (int)rnd(s), 500);
+    int fd = dial(path);
+    send_wire(fd, w);
+    if (rnd(s) % 2)
+        shutdown(fd, SHUT_WR);
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    while (poll(&p, 1, 20) > 0 && recv(fd, w->data, sizeof w->data, 0) > 0)
+        ;
+    close(fd);
+}
+
+/* Damaged first words of TLS, while a primary replicates. */
+static void fuzz_lobby(void)
+{
+    char dir[] = "/tmp/remus-fuzz-XXXXXX", disk[2][64], state[2][64];
+    char address[64], key[64], command[80];
+    EXPECT(mkdtemp(dir));
+    snprintf(address, sizeof address, "unix:%s/sock", dir);
+    snprintf(key, sizeof key, "%s/key", dir);
+    int fd = open(key, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    const char line[] = "guest0:00112233445566778899aabbccddeeff\n";
+    EXPECT(write(fd, line, sizeof line - 1) == sizeof line - 1);
+    close(fd);
+    for (int i = 0; i < 2; i++) {
+        snprintf(disk[i], sizeof disk[i], "%s/disk%d", dir, i);
+        snprintf(state[i], sizeof state[i], "%s/state%d", dir, i);
+        pair_disk(disk[i], DISK);
+        CHECK(mkdir(state[i], 0700));
+    }
+    struct remus_volume v[2] = {{"a", disk[0], 0}, {"a", disk[1], 0}};
+    const struct remus_backup_config bc = {.resource = "guest0",
+                                           .state_dir = state[1],
+                                           .volumes = &v[1],
+                                           .volume_count = 1,
+                                           .journal_bytes = 1u << 20,
+                                           .segment_bytes = 65536,
+                                           .psk_file = key};
+    const struct remus_primary_config pc = {.resource = "guest0",
+                                            .state_dir = state[0],
+                                            .volumes = &v[0],
+                                            .volume_count = 1,
+                                            .address = address,
+                                            .connect_ms = 10,
+                                            .psk_file = key};
+    remus_backup *b;
+    remus_primary *p;
+    CHECK(remus_backup_open(&bc, &b));
+    CHECK(remus_backup_serve(b, address, 0, 0));
+    CHECK(remus_primary_open(&pc, &p));
+    CHECK(remus_primary_wait_protected(p, 20000));
+    struct wire *w = malloc(sizeof *w);
+    EXPECT(w);
+    unsigned char hello[4096];
+    size_t len = first_flight(key, hello, sizeof hello);
+    uint64_t s = seed, epoch;
+    unsigned int rounds = 0;
+    for (int64_t end = now_ms() + fuzz_ms / 2; now_ms() < end; rounds++) {
+        stranger(address + 5, &s, hello, len, w);
+        CHECK(remus_primary_pwrite(p, 0, &rounds, sizeof rounds, rounds % 9));
+        CHECK(remus_primary_postsuspend(p, NULL, 0, &epoch));
+        CHECK(remus_primary_preresume(p, epoch, 20000));
+        CHECK(remus_primary_commit(p, epoch));
+    }
+    struct remus_status st;
+    CHECK(remus_backup_status(b, &st));
+    printf("%u strangers, %llu refused\n", rounds,
+           (unsigned long long)st.refused);
+    EXPECT(st.connected && st.refused >= rounds / 2);
+    remus_primary_close(p);
+    remus_backup_close(b);
+    free(w);
+    snprintf(command, sizeof command, "rm -r %s", dir);
+    EXPECT(system(command) == 0);
+}
+
 /* ---- against a primary ---------------------------------------------------------- */
 
 struct ill_backup {
@@ -617,6 +727,7 @@ int main(void)
     printf("REMUS_SEED=%llu\n", (unsigned long long)seed);
     fflush(stdout);
     fuzz_backup();
+    fuzz_lobby();
     fuzz_primary();
     return 0;
 }
