@@ -2,25 +2,30 @@
 """What TLS costs: throughput of a stream, and one checkpoint.
 
 The same resource over TCP on the loopback, with ``tls = "off"`` and with a
-pre-shared key, interleaved round by round.  Acked from the page cache, so
-that the wire and not a disk's flush is what is measured.
+pre-shared key, interleaved round by round, each first in every other one, and
+each only once the other has applied all that it was sent.  The ratios are
+medians of those of the rounds.  Acked from the page cache, so that the wire
+and not a disk's flush is what is measured.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from contextlib import ExitStack
 
-from _common import MIB, arguments, median_p99, plot, resource, table
+from _common import MIB, arguments, plot, resource, table
+
+from remus_native import Primary
 
 SIZE = 64 * MIB
 CHUNK = 256 * 1024
 DATA = os.urandom(CHUNK)
 
 
-def stream(primary, length: int) -> float:
-    """Bytes a second, from the first write to the ack of all of them."""
+def stream(primary: Primary, length: int) -> float:
+    """Seconds from the first write to the ack of all of them."""
     start = time.perf_counter()
     for at in range(0, length, CHUNK):
         primary.pwrite(0, DATA, at % SIZE)
@@ -28,10 +33,12 @@ def stream(primary, length: int) -> float:
     primary.preresume(epoch, timeout_s=60)
     seconds = time.perf_counter() - start
     primary.commit(epoch)
-    return length / seconds
+    while primary.status().applied_epoch < epoch:
+        time.sleep(0.002)
+    return seconds
 
 
-def checkpoint(primary, length: int) -> float:
+def checkpoint(primary: Primary, length: int) -> float:
     if length:
         primary.pwrite(0, DATA[:length], 0)
     start = time.perf_counter()
@@ -42,42 +49,51 @@ def checkpoint(primary, length: int) -> float:
     return seconds
 
 
+def one_round(primary: Primary, length: int) -> tuple[float, float, float]:
+    """Seconds: of a stream, an empty checkpoint, one of 64 KiB."""
+    long = stream(primary, length)
+    pairs = [(checkpoint(primary, 0), checkpoint(primary, 65536)) for _ in range(20)]
+    return (
+        long,
+        statistics.median(empty for empty, _ in pairs),
+        statistics.median(small for _, small in pairs),
+    )
+
+
 def main() -> None:
     options = arguments(__doc__ or "")
-    rounds, length = (15, 16 * MIB) if options.quick else (120, 64 * MIB)
+    rounds, length = (16, 16 * MIB) if options.quick else (120, 64 * MIB)
     with ExitStack() as stack:
-        sides = {
-            name: stack.enter_context(
+        sides = [
+            stack.enter_context(
                 resource(SIZE, ack="memory", export=False, tcp=True, tls=tls)
             ).primary
-            for name, tls in (("off", False), ("psk", True))
-        }
-        rates: dict[str, list[float]] = {name: [] for name in sides}
-        empty: dict[str, list[float]] = {name: [] for name in sides}
-        small: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(rounds):
-            for name, primary in sides.items():
-                rates[name].append(stream(primary, length))
-                for _ in range(10):
-                    empty[name].append(checkpoint(primary, 0))
-                    small[name].append(checkpoint(primary, 65536))
+            for tls in (False, True)
+        ]
+        print(f"psk: {sides[1].status().security}")
+        found: list[list[tuple[float, float, float]]] = [[], []]
+        for i in range(rounds):
+            for which in (i % 2, 1 - i % 2):
+                found[which].append(one_round(sides[which], length))
     rows, bars = [], {}
-    for name in sides:
-        rate = median_p99(rates[name])[0]
-        parts = [median_p99(times[name]) for times in (empty, small)]
-        bars[f"tls {name}"] = rate / MIB
-        rows.append(
-            [f"tls = {name}", f"{rate / MIB:.0f}"]
-            + [f"{median * 1e6:.1f}" for median, _ in parts]
+    for name, times in zip(("off", "psk"), found, strict=True):
+        long, empty, small = (
+            statistics.median(one) for one in zip(*times, strict=True)
         )
-    ratio = [
-        median_p99(rates["psk"])[0] / median_p99(rates["off"])[0],
-        *(
-            median_p99(times["psk"])[0] / median_p99(times["off"])[0]
-            for times in (empty, small)
-        ),
+        bars[f"tls {name}"] = length / long / MIB
+        rows.append([f"tls = {name}", f"{length / long / MIB:.0f}",
+                     f"{empty * 1e6:.1f}", f"{small * 1e6:.1f}"])  # fmt: skip
+    ratios = [
+        statistics.median(
+            with_tls / without for with_tls, without in zip(*pair, strict=True)
+        )
+        for pair in zip(
+            zip(*found[1], strict=True), zip(*found[0], strict=True), strict=True
+        )
     ]
-    rows.append(["psk / off", *(f"{r:.2f}" for r in ratio)])
+    rows.append(
+        ["psk / off", f"{1 / ratios[0]:.2f}", *(f"{r:.2f}" for r in ratios[1:])]
+    )
     table(["median", "MiB/s", "empty, us", "64 KiB, us"], rows)
     if options.plot:
         plot(options.plot, "Throughput over TCP", "MiB/s, median", bars)

@@ -13,6 +13,33 @@
 static _Thread_local char last_error[TEXT_MAX];
 static _Thread_local char errno_text[128];
 
+/* Bytes of the UTF-8 character that `p` begins with; 0: none. */
+static size_t utf8(const unsigned char *p)
+{
+    if (*p < 0x80)
+        return *p >= 0x20 && *p != 0x7f;
+    size_t n = *p < 0xc2 ? 0 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : *p < 0xf5 ? 4 : 0;
+    for (size_t i = 1; i < n; i++)
+        if (p[i] < 0x80 || p[i] > 0xbf)
+            return 0; /* the end of the text, too */
+    /* Written too long, half a pair, beyond the last one; control (C1). */
+    if ((*p == 0xe0 && p[1] < 0xa0) || (*p == 0xed && p[1] > 0x9f) ||
+        (*p == 0xf0 && p[1] < 0x90) || (*p == 0xf4 && p[1] > 0x8f) ||
+        (*p == 0xc2 && p[1] < 0xa0))
+        return 0;
+    return n;
+}
+
+void remus_text_clean(char *text)
+{
+    for (unsigned char *p = (unsigned char *)text; *p;) {
+        size_t n = utf8(p);
+        if (!n)
+            *p = '?';
+        p += n ? n : 1;
+    }
+}
+
 int remus_fail(int err, const char *format, ...)
 {
     /* Formatted aside first: an argument may be the last text itself. */
@@ -21,6 +48,7 @@ int remus_fail(int err, const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    remus_text_clean(text);
     memcpy(last_error, text, sizeof text);
     return err;
 }
@@ -35,6 +63,7 @@ int remus_fail_in(int err, const char *format, ...)
     size_t used = strlen(text);
     if (snprintf(text + used, sizeof text - used, ": %s", last_error) < 0)
         text[used] = '\0';
+    remus_text_clean(text);
     memcpy(last_error, text, sizeof text);
     return err;
 }

@@ -15,6 +15,9 @@ int remus_fail(int err, const char *format, ...)
 int remus_fail_in(int err, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* What is no printable UTF-8 in it becomes '?': others may have written it. */
+void remus_text_clean(char *text);
+
 /* The system's words for a (positive or negative) errno, thread-safe. */
 const char *remus_errno_text(int err);
 

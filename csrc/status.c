@@ -95,19 +95,18 @@ static void put(struct out *o, const char *format, ...)
 
 static void put_string(struct out *o, const char *name, const char *value)
 {
+    /* A reason may be cut in the middle of a character, or hold what the
+     * other side said. */
+    char text[REMUS_REASON_MAX];
+    snprintf(text, sizeof text, "%s", value);
+    remus_text_clean(text);
     if (!o->json) {
-        put(o, "%s=%s\n", name, value);
+        put(o, "%s=%s\n", name, text);
         return;
     }
     put(o, "%s\n  \"%s\": \"", o->fields++ ? "," : "{", name);
-    for (const unsigned char *c = (const unsigned char *)value; *c; c++) {
-        if (*c == '"' || *c == '\\')
-            put(o, "\\%c", *c);
-        else if (*c < 0x20)
-            put(o, "\\u%04x", *c);
-        else
-            put(o, "%c", *c);
-    }
+    for (const char *c = text; *c; c++)
+        put(o, *c == '"' || *c == '\\' ? "\\%c" : "%c", *c);
     put(o, "\"");
 }
 

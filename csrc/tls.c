@@ -20,7 +20,8 @@
     "NORMAL:-VERS-ALL:+VERS-TLS1.3:-KX-ALL:+ECDHE-PSK"                       \
     ":-CIPHER-ALL:+AES-128-GCM:+CHACHA20-POLY1305:-MAC-ALL:+AEAD"            \
     ":-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1"
-#define BATCH (4 * REMUS_TLS_RECORD)  /* data in one send */
+#define BATCH (2 * REMUS_TLS_RECORD)  /* data in one send: more of it would
+                                         wait, and the other side idle */
 #define OUT_BYTES (BATCH + 4096)      /* with headers and a key update */
 #define IN_BYTES (128u * 1024)        /* of one recv */
 #define HANDSHAKE_MAX 16384           /* bytes of one message */

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
@@ -18,6 +19,7 @@ from test_life import until
 from test_stream import ERROR, HELLO, REPLY
 
 from remus_native import Primary, ReplicationLost, State, Volume
+from remus_native._binding import ffi, lib
 
 ACK, PING = 6, 10
 SIZE = 1 << 20
@@ -193,6 +195,35 @@ def test_an_ack_of_nothing_protects_nobody(made):
     says(primary, "ack of epoch 8")
     with pytest.raises(ReplicationLost):
         primary.postsuspend()
+
+
+NASTY = (
+    b'x\nstate=Protected\r\x1b[31m\x7f "q" \\ \xff\xc3\xa4\xc3 \xed\xa0\x80\xc2\x9b end'
+)
+
+
+def formatted(primary: Primary, json: int) -> str:
+    status = ffi.new("struct remus_status *")
+    with primary._call() as raw:
+        assert lib.remus_primary_status(raw, status) == 0
+    buf = ffi.new("char[8192]")
+    length = lib.remus_status_format(status, json, buf, 8192)
+    return ffi.buffer(buf, length)[:].decode("utf-8", "strict")
+
+
+def test_what_the_other_side_says_is_a_text_and_no_more(made):
+    """No line of its own in a status or a log, nothing for a terminal."""
+
+    def answer(backup: IllBackup, hello: formats.Record) -> None:
+        backup.send(ERROR, NASTY * 20)
+
+    primary, _ = made(answer)
+    says(primary, 'x?state=Protected??[31m? "q" \\ ?ä? ?????')
+    reason = primary.status().reason
+    assert not [c for c in reason if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0]
+    until(lambda: json.loads(formatted(primary, 1))["reason"].count("state=") > 1)
+    lines = formatted(primary, 0).splitlines()
+    assert [one for one in lines if one.startswith("state=")] == ["state=Connecting"]
 
 
 def test_the_reason_comes_before_a_reset(made):
