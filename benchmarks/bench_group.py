@@ -26,7 +26,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from _common import arguments, median_p99, plot, table
+from _common import arguments, median_p99, table
 
 from remus_native import AsyncCheckpointDevices, CheckpointDevices, DrbdDisk
 
@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DISKS = (1, 2, 4, 8)
 C_WAYS = {"raw ioctls, C": "raw", "group, C": "group", "fork per disk, C": "fork"}
 PYTHON_WAYS = ("layer, Python", "layer, asyncio", "fcntl and thread pool, Python")
+WAYS = ("raw ioctls, C", "group, C", *PYTHON_WAYS, "fork per disk, C")
+Medians = dict[tuple[str, int], float]  # microseconds by way and number of disks
 
 
 # ---- the Python side, a process of its own ----------------------------------------
@@ -134,13 +136,13 @@ def serve(mib: str, *nodes: str) -> None:
 
 def compile_c(folder: Path, source: str, *flags: str) -> Path:
     program = folder / Path(source).stem
-    fuse = subprocess.check_output(
-        ["pkg-config", "--cflags", "--libs", "fuse3"], text=True
+    libraries = subprocess.check_output(
+        ["pkg-config", "--cflags", "--libs", "fuse3", "gnutls"], text=True
     )
     subprocess.run(
         ["gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-pthread", "-iquote",
          str(ROOT / "csrc"), str(ROOT / source), "-o", str(program), *flags,
-         *shlex.split(fuse)],
+         *shlex.split(libraries)],
         check=True,
     )  # fmt: skip
     return program
@@ -209,20 +211,21 @@ def main() -> None:
         peers = compile_c(
             folder, "benchmarks/group_peers.c", str(ROOT / "build/libremus_native.a")
         )
-        bars: dict[str, float] = {}
+        medians: dict[int, Medians] = {}
         for mib in sizes:
             with (
                 worker(peers, str(mib), *disks) as in_c,
                 worker(sys.executable, __file__, str(mib), *disks) as in_python,
             ):
-                compare(mib, rounds, epochs, in_c, in_python, bars)
+                medians[mib] = compare(mib, rounds, epochs, in_c, in_python)
                 if not mib:
                     overhead(rounds, in_c, in_python)
+    goals(medians)
     if options.plot:
-        plot(options.plot, "A checkpoint of 4 disks", "microseconds, median", bars)
+        draw(options.plot, medians)
 
 
-def compare(mib, rounds, epochs, in_c, in_python, bars) -> None:
+def compare(mib, rounds, epochs, in_c, in_python) -> Medians:
     python_ways = dict(zip(PYTHON_WAYS, ("sync", "async", "pool"), strict=True))
     times: dict[tuple[str, int], list[int]] = {}
     for _ in range(rounds):
@@ -235,26 +238,70 @@ def compare(mib, rounds, epochs, in_c, in_python, bars) -> None:
                 times.setdefault((name, count), []).extend(
                     in_python(way, count, epochs)
                 )
-    names = ["raw ioctls, C", "group, C", *PYTHON_WAYS, "fork per disk, C"]
+    medians = {key: median_p99(each)[0] / 1000 for key, each in times.items()}
     rows = []
-    for name in names:
+    for name in WAYS:
         row = [name]
         for count in DISKS:
-            mine = median_p99(times[name, count])[0]
-            raw = median_p99(times["raw ioctls, C", count])[0]
-            row += [f"{mine / 1000:.1f}", f"{mine / raw:.2f}"]
-        bars[f"{name}, {mib} MiB"] = median_p99(times[name, 4])[0] / 1000
+            mine = medians[name, count]
+            row += [f"{mine:.1f}", f"{mine / medians[WAYS[0], count]:.2f}"]
         rows.append(row)
     head = [f"us, median; parent of {mib} MiB"]
     for count in DISKS:
         head += [f"{count} disk{'s' * (count > 1)}", "ratio"]
     table(head, rows)
-    forked = bars[f"fork per disk, C, {mib} MiB"]
-    print(
-        f"4 disks: the C group takes 1/{forked / bars[f'group, C, {mib} MiB']:.0f} "
-        f"of a fork per disk, Python 1/"
-        f"{forked / bars[f'layer, Python, {mib} MiB']:.0f}\n"
+    print()
+    return medians
+
+
+def goals(medians: dict[int, Medians]) -> None:
+    group, fork, raw = "group, C", "fork per disk, C", "raw ioctls, C"
+    large = medians[256]
+    in_c, in_python = (
+        large[fork, 4] / large[way, 4] for way in (group, "layer, Python")
     )
+    print(
+        f"4 disks, 256 MiB: a fork per disk takes {in_c:.0f} times as long as the C "
+        f"group (goal: 100), {in_python:.0f} times as long as the Python layer"
+    )
+    ratios = [each[group, 1] / each[raw, 1] for each in medians.values()]
+    print(
+        "1 disk: the C group takes "
+        + ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        + " of the raw pair (goal: 1.1), parents of "
+        + ", ".join(map(str, medians))
+        + " MiB"
+    )
+
+
+def draw(file: str, medians: dict[int, Medians]) -> None:
+    """One panel for each size of the parent: time over the number of disks."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        1, len(medians), figsize=(4 * len(medians), 4.5), sharey=True, squeeze=False
+    )
+    for axes, (mib, each) in zip(panels[0], medians.items(), strict=True):
+        for name in WAYS:
+            axes.plot(
+                DISKS, [each[name, count] for count in DISKS], marker="o", label=name
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(DISKS, map(str, DISKS))
+        axes.set_xlabel("disks")
+        axes.set_title(f"parent of {mib} MiB" if mib else "small parent")
+        axes.grid(alpha=0.3, which="both")
+    panels[0][0].set_ylabel("microseconds, median")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=3)
+    figure.suptitle("One checkpoint: barrier and ack on every disk")
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    figure.savefig(file, dpi=120)
+    print(f"drawn: {file}")
 
 
 def overhead(rounds, in_c, in_python) -> None:

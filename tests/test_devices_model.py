@@ -383,7 +383,9 @@ class LayerMachine(RuleBasedStateMachine):
         sends=failures,
         first=some,
         hanging=st.none() | st.integers(0, 7),
-        between=st.sampled_from(["", "commit", "postsuspend", "late_answers"]),
+        between=st.sampled_from(
+            ["", "commit", "postsuspend", "postsuspend", "late_answers"]
+        ),
         second=failures,
         commits=failures,
     )
@@ -434,7 +436,7 @@ ANY_SPEED: Any = {"deadline": None, "suppress_health_check": [HealthCheck.too_sl
 
 @pytest.mark.parametrize("machine", [LayerMachine, AsyncLayerMachine])
 def test_against_a_model(machine: type[LayerMachine]) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=60, **ANY_SPEED))
+    run_state_machine_as_test(machine, settings=settings(max_examples=100, **ANY_SPEED))
 
 
 @pytest.mark.slow

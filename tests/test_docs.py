@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import trio
 
+import remus_native
 from remus_native import (
     AsyncCheckpointDevices,
     CheckpointDevices,
+    DeviceNotSupported,
     ReplicaResource,
     State,
     cli,
@@ -44,10 +46,15 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
 
 def test_the_device_layers_python_runs(make_pair, capsys):
     page = (ROOT / "docs" / "device-layer.md").read_text()
-    first, loops, other = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    first, kinds, loops, other = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     pair = make_pair()
     exec(first, {"primary": pair.primary})
     assert int(capsys.readouterr().out) > 0
+    names = dict(vars(remus_native))
+    here = kinds.replace("/etc/xen/scripts", str(ROOT / "hotplug"))
+    exec(here.replace("/dev/drbd1", "/dev/null"), names)
+    with pytest.raises(DeviceNotSupported, match=r"drbd: .*plain: .*not replicated"):
+        names["layer"].setup()
     names = {
         "devices": [ReplicaResource(pair.primary)],
         "AsyncCheckpointDevices": AsyncCheckpointDevices,
@@ -58,12 +65,10 @@ def test_the_device_layers_python_runs(make_pair, capsys):
     exec(body, names)
     asyncio.run(names["main"](names["devices"]))  # type: ignore[operator]
     start, wait = other.split("...\n")
-    exec(start, names)
-    body = "async def wait(layer):\n" + textwrap.indent(wait, "    ")
-    exec(body, names)
+    exec(start + wait, names)
     with names["layer"] as layer:  # type: ignore[attr-defined]
         layer.postsuspend()
-        trio.run(names["wait"], layer)
+        trio.run(names["preresume"], layer, 20)
         layer.commit()
 
 
