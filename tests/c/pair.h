@@ -3,6 +3,7 @@
 #ifndef REMUS_TEST_PAIR_H
 #define REMUS_TEST_PAIR_H
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,12 +76,28 @@ static inline void pair_open_backup(struct pair *t, remus_io *io)
     CHECK(remus_backup_serve(t->b, t->address, 0, 0));
 }
 
+/* The primary, open; `io` NULL: the system's. */
+static inline void pair_open_primary(struct pair *t, remus_io *io)
+{
+    struct remus_volume v[PAIR_VOLUMES];
+    pair_volumes(t, 0, v);
+    const struct remus_primary_config pc = {.resource = "guest0",
+                                            .state_dir = t->state[0],
+                                            .volumes = v,
+                                            .volume_count = PAIR_VOLUMES,
+                                            .address = t->address,
+                                            .loss_ms = 1000,
+                                            .connect_ms = 20,
+                                            .idle_ms = 3600000,
+                                            .queue_bytes = 4u << 20};
+    CHECK(remus_primary_open_io(&pc, io ? io : remus_io_system(), &t->p));
+}
+
 /* Both sides open and Protected; `io` NULL: the system's. */
 static inline void pair_open(struct pair *t, uint64_t size_a, uint64_t size_b,
                              remus_io *io)
 {
     static const char *const side[2] = {"primary", "backup"};
-    struct remus_volume v[PAIR_VOLUMES];
     memset(t, 0, sizeof *t);
     t->size[0] = size_a;
     t->size[1] = size_b;
@@ -97,18 +114,8 @@ static inline void pair_open(struct pair *t, uint64_t size_a, uint64_t size_b,
             pair_disk(t->disk[s][i], t->size[i]);
         }
     }
-    pair_volumes(t, 0, v);
-    const struct remus_primary_config pc = {.resource = "guest0",
-                                            .state_dir = t->state[0],
-                                            .volumes = v,
-                                            .volume_count = PAIR_VOLUMES,
-                                            .address = t->address,
-                                            .loss_ms = 1000,
-                                            .connect_ms = 20,
-                                            .idle_ms = 3600000,
-                                            .queue_bytes = 4u << 20};
     pair_open_backup(t, NULL);
-    CHECK(remus_primary_open_io(&pc, io ? io : remus_io_system(), &t->p));
+    pair_open_primary(t, io);
     CHECK(remus_primary_wait_protected(t->p, 20000));
 }
 
@@ -120,6 +127,25 @@ static inline uint64_t pair_checkpoint(struct pair *t)
     CHECK(remus_primary_preresume(t->p, epoch, 20000));
     CHECK(remus_primary_commit(t->p, epoch));
     return epoch;
+}
+
+/* The session's first checkpoint after a return completes the catch-up. */
+static inline uint64_t pair_next_checkpoint(struct pair *t)
+{
+    for (int i = 0; i < 20000; i++) {
+        uint64_t epoch;
+        int rc = remus_primary_postsuspend(t->p, NULL, 0, &epoch);
+        if (rc >= 0)
+            rc = remus_primary_preresume(t->p, epoch, 20000);
+        if (rc >= 0)
+            rc = remus_primary_commit(t->p, epoch);
+        if (rc >= 0)
+            return epoch;
+        EXPECT(rc == -EPROTO || rc == -EAGAIN);
+        usleep(1000);
+    }
+    EXPECT(!"the backup came back");
+    return 0;
 }
 
 static inline void pair_same(const char *a, const char *b, uint64_t size)
