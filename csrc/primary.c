@@ -411,6 +411,9 @@ void remus_primary_close(remus_primary *p)
     }
     if (p->threads)
         remus_dirty_forget_all(&p->dirty);
+    /* What the disks lost no mark tells. */
+    if (p->dirty.map && p->threads && !synced)
+        remus_dirty_set_valid(&p->dirty, 0);
     remus_dirty_close(&p->dirty, synced);
     remus_conn_close(&p->conn);
     if (p->lock_file >= 0)

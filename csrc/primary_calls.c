@@ -176,13 +176,35 @@ int remus_primary_pread(remus_primary *p, unsigned int volume, void *buf,
                                    offset));
 }
 
+/*
+ * Which writes did not reach the disk nobody knows.  Let reads show what it
+ * holds, as far as the kernel does, and let both sides compare that: so they
+ * agree again with the next checkpoint.
+ */
+static void after_sync_error(remus_primary *p, struct remus_pvolume *v,
+                             int err)
+{
+    (void)p->io->drop_cache(p->io, v->file); /* a hint */
+    pthread_mutex_lock(&p->lock);
+    remus_dirty_set_valid(&p->dirty, 0);
+    pthread_mutex_unlock(&p->lock);
+    remus_primary_link_lost(p,
+                            "volume %s: sync of %s: %s: what it holds is not "
+                            "certain any more: look at that disk; the "
+                            "backup keeps its last checkpoint until both "
+                            "sides have been compared",
+                            v->name, v->path, remus_errno_text(err));
+}
+
 int remus_primary_flush(remus_primary *p, unsigned int volume)
 {
     int err = remus_primary_check_io(p, volume, 0, 0, -EINVAL);
     if (err)
         return err;
-    return io_result(p, volume, "sync",
-                     p->io->fdatasync(p->io, p->volumes[volume].file));
+    err = p->io->fdatasync(p->io, p->volumes[volume].file);
+    if (err)
+        after_sync_error(p, &p->volumes[volume], err);
+    return io_result(p, volume, "sync", err);
 }
 
 uint64_t remus_primary_size(remus_primary *p, unsigned int volume)

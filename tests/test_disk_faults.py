@@ -76,8 +76,9 @@ class Disk:
         (self.path / "ballast").unlink()
 
 
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
+def run(*command: str) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout
 
 
 def usable() -> str:
@@ -97,6 +98,7 @@ class Rig:
         self.folder, self.size = folder, size
         self.stack = ExitStack()
         self.disks: dict[str, Disk] = {}
+        self.devices: dict[str, str] = {}  # block devices on the images
         self.primary: Any = None
         self.backup: Any = None
 
@@ -117,13 +119,19 @@ class Rig:
                 image.truncate(self.size)
         return path
 
+    def path(self, side: str) -> Path:
+        return Path(self.devices.get(side, self.image(side)))
+
     def data(self, side: str) -> bytes:
-        return self.image(side).read_bytes()
+        return self.path(side).read_bytes()
+
+    def detach(self, side: str) -> None:
+        run("losetup", "--detach", self.devices.pop(side))
 
     def common(self, side: str) -> dict[str, Any]:
         return {
             "state_dir": self.place(f"{side}.state"),
-            "volumes": [Volume("xvda", self.image(side))],
+            "volumes": [Volume("xvda", self.path(side))],
         }
 
     def open_backup(self, *, serve: bool = True) -> Any:
@@ -167,6 +175,8 @@ class Rig:
     def close(self) -> None:
         self.close_primary()
         self.close_backup()
+        for side in list(self.devices):
+            self.detach(side)
         self.stack.close()
 
 
@@ -397,6 +407,60 @@ def test_a_disk_of_the_backup_disappears(rig, part):
     rig.close_backup()
     disk.again()
     exactly(rig, max(acked), acked[max(acked)])
+
+
+def loop_device(rig: Rig, side: str) -> str:
+    """A block device on the image of a side."""
+    made = run("losetup", "--find", "--show", str(rig.image(side)))
+    rig.devices[side] = made.strip()
+    return rig.devices[side]
+
+
+def test_a_block_device_of_the_backup_disappears(rig):
+    """Writes to it succeed, into the page cache; only its sync fails."""
+    disk = rig.disk("b.disk", 24 * MIB)
+    loop_device(rig, "b")
+    rig.open()
+    fill(rig.primary, 1)
+    acked = {checkpoint(rig.primary): rig.data("p")}
+    disk.disappear()
+    acked |= goes_on_to_write(rig, lambda: rig.backup.status().state is State.FAILED)
+    reason = rig.backup.status().reason
+    assert "Input/output error" in reason and rig.devices["b"] in reason
+    assert "Input/output error" in unprotected(rig.primary)
+    rig.close_backup()
+    rig.detach("b")
+    disk.again()
+    loop_device(rig, "b")
+    exactly(rig, max(acked), acked[max(acked)])
+
+
+def test_the_guests_block_device_disappears(rig):
+    """Its flush fails; what it holds when it is back, both sides hold."""
+    disk = rig.disk("p.disk", 24 * MIB)
+    loop_device(rig, "p")
+    rig.open()
+    fill(rig.primary, 1)
+    epoch = checkpoint(rig.primary)
+    rig.primary.flush(0)
+    fill(rig.primary, 2, at=2 * MIB)
+    epoch = checkpoint(rig.primary)
+    want = rig.data("p")
+    disk.disappear()
+    fill(rig.primary, 3, at=MIB)
+    with pytest.raises(StateError, match="sync") as caught:
+        rig.primary.flush(0)
+    assert caught.value.errno == errno.EIO
+    assert "look at that disk" in rig.primary.status().reason
+    assert [cp.epoch for cp in rig.backup.checkpoints()][-1] == epoch
+    rig.close_primary()
+    rig.detach("p")
+    disk.again()
+    loop_device(rig, "p")
+    rig.open_primary()
+    epoch = next_checkpoint(rig.primary)
+    want = rig.data("p")
+    exactly(rig, epoch, want)
 
 
 def test_the_guests_disk_disappears(rig):

@@ -3,6 +3,7 @@
 #ifndef REMUS_TEST_PAIR_H
 #define REMUS_TEST_PAIR_H
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -132,6 +133,25 @@ static inline uint64_t pair_checkpoint(struct pair *t)
     CHECK(remus_primary_preresume(t->p, epoch, 20000));
     CHECK(remus_primary_commit(t->p, epoch));
     return epoch;
+}
+
+/* The session's first checkpoint after a return completes the catch-up. */
+static inline uint64_t pair_next_checkpoint(struct pair *t)
+{
+    for (int i = 0; i < 20000; i++) {
+        uint64_t epoch;
+        int rc = remus_primary_postsuspend(t->p, NULL, 0, &epoch);
+        if (rc >= 0)
+            rc = remus_primary_preresume(t->p, epoch, 20000);
+        if (rc >= 0)
+            rc = remus_primary_commit(t->p, epoch);
+        if (rc >= 0)
+            return epoch;
+        EXPECT(rc == -EPROTO || rc == -EAGAIN);
+        usleep(1000);
+    }
+    EXPECT(!"the backup came back");
+    return 0;
 }
 
 static inline void pair_same(const char *a, const char *b, uint64_t size)

@@ -168,24 +168,6 @@ static void run(struct pair *t, struct acked *a)
     }
 }
 
-static uint64_t next_checkpoint(struct pair *t)
-{
-    for (int i = 0; i < 20000; i++) {
-        uint64_t epoch;
-        int rc = remus_primary_postsuspend(t->p, NULL, 0, &epoch);
-        if (rc >= 0)
-            rc = remus_primary_preresume(t->p, epoch, 20000);
-        if (rc >= 0)
-            rc = remus_primary_commit(t->p, epoch);
-        if (rc >= 0)
-            return epoch;
-        EXPECT(rc == -EPROTO || rc == -EAGAIN);
-        usleep(1000);
-    }
-    EXPECT(!"Protected again");
-    return 0;
-}
-
 /* The states are named, and say how to go on. */
 static void look(struct pair *t)
 {
@@ -246,7 +228,7 @@ static unsigned int fail_at(int side, long k, int for_good, int err)
     pair_open(&t, SIZE, SIZE, &faults[0].io);
     remus_backup_close(t.b);
     pair_open_backup(&t, &faults[1].io);
-    remember(&t, &a, next_checkpoint(&t));
+    remember(&t, &a, pair_next_checkpoint(&t));
     f->for_good = for_good;
     f->err = err;
     atomic_store(&f->hits, 0);
@@ -261,7 +243,7 @@ static unsigned int fail_at(int side, long k, int for_good, int err)
         fail_over(&t, &a);
     } else {
         restart_backup(&t, &a);
-        pair_prove_and_close(&t, next_checkpoint(&t));
+        pair_prove_and_close(&t, pair_next_checkpoint(&t));
     }
     free(a.disk[0]);
     free(a.disk[1]);

@@ -12,7 +12,7 @@
 
 static remus_io table;
 static remus_io *real;
-static atomic_int fail_writes, fail_reads; /* how many still fail */
+static atomic_int fail_writes, fail_reads, fail_syncs; /* how many more */
 
 /* A write that fails has written its first half. */
 static ssize_t failing_pwrite(remus_io *io, int file, const void *buf,
@@ -47,6 +47,21 @@ static int failing_zero(remus_io *io, int file, uint64_t offset, uint64_t len)
         return -EIO;
     }
     return real->zero(real, file, offset, len);
+}
+
+/* A sync that fails has lost what was written at the beginning. */
+static int failing_fdatasync(remus_io *io, int file)
+{
+    static const char lost[10000];
+    uint64_t size;
+    (void)io;
+    CHECK(real->size(real, file, &size));
+    if (size == SIZE && atomic_load(&fail_syncs) > 0) {
+        atomic_fetch_sub(&fail_syncs, 1);
+        real->pwrite(real, file, lost, sizeof lost, 0);
+        return -EIO;
+    }
+    return real->fdatasync(real, file);
 }
 
 static void fill(struct pair *t)
@@ -103,6 +118,33 @@ static void end_where_the_range_can_not_be_read(void)
     pair_prove_and_close(&t, safe);
 }
 
+/* The disk holds something else by now: so shall the backup. */
+static void agree_after_a_failed_sync(int at_close)
+{
+    struct pair t;
+    struct remus_status s;
+    unsigned char buf[10000], zeros[10000] = {0};
+    pair_open(&t, SIZE, SIZE, &table);
+    fill(&t);
+    pair_checkpoint(&t);
+    pair_checkpoint(&t);
+    usleep(300000); /* the map forgets what is stable */
+    atomic_store(&fail_syncs, 1);
+    if (at_close) {
+        remus_primary_close(t.p);
+        pair_open_primary(&t, &table);
+    } else {
+        EXPECT(remus_primary_flush(t.p, 0) == -EIO);
+        CHECK(remus_primary_status(t.p, &s));
+        EXPECT(s.state != REMUS_STATE_PROTECTED);
+        EXPECT(strstr(s.reason, "volume a: sync"));
+    }
+    uint64_t epoch = pair_next_checkpoint(&t);
+    CHECK(remus_primary_pread(t.p, 0, buf, sizeof buf, 0));
+    EXPECT(!memcmp(buf, zeros, sizeof buf));
+    pair_prove_and_close(&t, epoch);
+}
+
 int main(void)
 {
     real = remus_io_system();
@@ -110,7 +152,10 @@ int main(void)
     table.pwrite = failing_pwrite;
     table.pread = failing_pread;
     table.zero = failing_zero;
+    table.fdatasync = failing_fdatasync;
     agree_after_a_torn_write();
     end_where_the_range_can_not_be_read();
+    agree_after_a_failed_sync(0);
+    agree_after_a_failed_sync(1);
     return 0;
 }

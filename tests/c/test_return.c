@@ -37,25 +37,6 @@ static void *writer_main(void *arg)
     return NULL;
 }
 
-/* The session's first checkpoint after a return completes the catch-up. */
-static uint64_t next_checkpoint(struct pair *t)
-{
-    for (int i = 0; i < 20000; i++) {
-        uint64_t epoch;
-        int rc = remus_primary_postsuspend(t->p, NULL, 0, &epoch);
-        if (rc >= 0)
-            rc = remus_primary_preresume(t->p, epoch, 20000);
-        if (rc >= 0) {
-            CHECK(remus_primary_commit(t->p, epoch));
-            return epoch;
-        }
-        EXPECT(rc == -EPROTO);
-        usleep(1000);
-    }
-    EXPECT(!"the backup came back");
-    return 0;
-}
-
 static void go_and_return(void)
 {
     struct pair t;
@@ -68,14 +49,14 @@ static void go_and_return(void)
         usleep((useconds_t)(i % 4) * 10000);
         pair_open_backup(&t, NULL);
         if (i % 3)
-            next_checkpoint(&t);
+            pair_next_checkpoint(&t);
         else
             usleep((useconds_t)i * 2000); /* at some moment of it */
     }
     atomic_store(&stop, 1);
     for (int i = 0; i < WRITERS; i++)
         pthread_join(threads[i], NULL);
-    pair_prove_and_close(&t, next_checkpoint(&t));
+    pair_prove_and_close(&t, pair_next_checkpoint(&t));
 }
 
 /* ---- a stalled disk ------------------------------------------------------ */
@@ -114,7 +95,7 @@ static void a_stalled_disk_is_named(void)
     pair_open(&t, SIZE, SIZE, NULL);
     remus_backup_close(t.b);
     pair_open_backup(&t, &table);
-    next_checkpoint(&t);
+    pair_next_checkpoint(&t);
     stall(1);
     uint64_t epoch;
     CHECK(remus_primary_pwrite(t.p, 0, "not durable yet", 15, 0));
@@ -125,7 +106,7 @@ static void a_stalled_disk_is_named(void)
     EXPECT(s.state == REMUS_STATE_UNPROTECTED);
     CHECK(remus_primary_pwrite(t.p, 0, "the guest goes on", 17, 0));
     stall(0);
-    pair_prove_and_close(&t, next_checkpoint(&t));
+    pair_prove_and_close(&t, pair_next_checkpoint(&t));
 }
 
 /* ---- a slow disk ---------------------------------------------------------- */
@@ -160,7 +141,7 @@ static void a_slow_disk_slows_writes(void)
     pair_open(&t, SIZE, SIZE, NULL);
     remus_backup_close(t.b);
     pair_open_backup(&t, &table);
-    next_checkpoint(&t);
+    pair_next_checkpoint(&t);
     atomic_store(&stop, 0);
     for (int i = 0; i < WRITERS; i++)
         pthread_create(&threads[i], NULL, writer_main, t.p);
@@ -183,7 +164,7 @@ static void a_slow_disk_slows_writes(void)
     EXPECT(s.stalls > 0);                /* they had to wait */
     EXPECT(s.bytes_written > 2 * limit); /* not everything did fit */
     EXPECT(most > limit / 2 && most <= limit);
-    pair_prove_and_close(&t, next_checkpoint(&t));
+    pair_prove_and_close(&t, pair_next_checkpoint(&t));
 }
 
 int main(void)
