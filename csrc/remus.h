@@ -466,7 +466,8 @@ REMUS_API int remus_primary_resume(remus_primary *p);
  * no backup takes them, until the next connection.  Call it when the status
  * says `asks_alone` and it is sure that the backup is not and will not be
  * promoted (a fence command has succeeded, an operator says so).  The writes
- * go on as soon as a new generation is durable.  Never blocks; returns 0.
+ * go on as soon as a new generation is durable.  While a backup is connected
+ * it counts for nothing: it came too late.  Never blocks; returns 0.
  */
 REMUS_API int remus_primary_go_alone(remus_primary *p);
 
