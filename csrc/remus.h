@@ -595,7 +595,9 @@ enum remus_promote_by {
 /*
  * Ask the primary to give way, as remus_backup_promote() does; for who has
  * something to do between its answer and the promote (fence it, if there is
- * none).  `flags`: REMUS_ASK_*.  Blocks until it answers or is lost.
+ * none).  `flags`: REMUS_ASK_*.  Blocks until it answers or is lost: a link
+ * that went down, or a primary that has not come since remus_backup_serve(),
+ * counts as lost after `loss_ms`, one that ended on purpose at once.
  * Returns 1: it gave way, fenced for good (or a promote was begun before);
  * 0: no primary is connected, or it fell silent.  Errors: -EBUSY it said no.
  */
