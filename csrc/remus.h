@@ -448,6 +448,16 @@ REMUS_API int remus_primary_session_begin(remus_primary *p);
 REMUS_API int remus_primary_session_end(remus_primary *p);
 
 /*
+ * A guest's disks are about to be written to through this handle; and they
+ * are not any more.  As long as somebody writes, or a session is open, a
+ * backup that asks the primary to give way is told no: else it may take the
+ * disks away under a guest.  (A file of a node that is open for writing counts
+ * by itself.)  Never block.  opens: 0, or -EROFS: it is fenced.
+ */
+REMUS_API int remus_primary_writer_opens(remus_primary *p);
+REMUS_API void remus_primary_writer_closes(remus_primary *p);
+
+/*
  * With REMUS_ON_LOSS_HOLD: end the waits for acks that go on in this outage,
  * with -EPROTO, and let no later one begin: an operator's word that the guest
  * shall go on unprotected.  It counts until the next connection.  Includes
@@ -610,8 +620,9 @@ REMUS_API int remus_backup_ask(remus_backup *b, int flags);
  * only.  A promoted backup refuses every primary, and a new generation has
  * begun: the old one can never write here again.
  * A connected primary is asked: it gives way, after a last checkpoint if none
- * is named, if no file of its volumes is open for writing and no toolstack's
- * session is open; else this is refused.  `force` 1 does not ask, and cuts
+ * is named, if nobody writes there (a file of a volume's node that is open
+ * for writing, remus_primary_writer_opens) and no toolstack's session is open;
+ * else this is refused.  `force` 1 does not ask, and cuts
  * the primary off: what it writes from then on is lost, or split brain.
  * Result: 0 and *epoch (the checkpoint it is at now).
  * Errors: -EINVAL no such checkpoint, tag not unique, Inconsistent (the text

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._binding import ffi, lib, milliseconds
@@ -216,6 +217,25 @@ class Primary(Handle):
             rc = lib.remus_primary_wait_protected(raw, milliseconds(timeout_s))
             if rc < 0:
                 raise_for(rc)
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[None]:
+        """A guest's disks are written to through this handle, meanwhile.
+
+        As long as somebody writes, or a session is open, a backup that asks
+        the primary to give way is told no.  (An open file of a node counts by
+        itself.)  Raises `StateError` (EROFS) if it is fenced.
+        """
+        with self._call() as raw:
+            rc = lib.remus_primary_writer_opens(raw)
+            if rc < 0:
+                raise_for(rc, invalid=StateError)
+        try:
+            yield
+        finally:
+            if not self.closed:
+                with self._call() as raw:
+                    lib.remus_primary_writer_closes(raw)
 
     def session_begin(self) -> None:
         """A toolstack takes the checkpoints from here on; idempotent."""

@@ -479,6 +479,22 @@ def test_a_session_is_reason_to_stay(hosts):
     b.promote()
 
 
+def test_a_writer_is_reason_to_stay(hosts):
+    """Who uses the library itself has no file that is open."""
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    with a.writer(), a.writer():
+        with pytest.raises(StateError, match="open for writing") as caught:
+            b.promote()
+        assert caught.value.errno == errno.EBUSY
+        fill(a, 1)
+    b.promote()
+    assert hosts.data("a") == hosts.data("b")
+    with pytest.raises(StateError, match="Fenced") as caught, a.writer():
+        pass
+    assert caught.value.errno == errno.EROFS
+
+
 def test_a_named_checkpoint_is_not_overtaken(hosts):
     b = hosts.backup("b")
     a = hosts.primary("a")
