@@ -338,7 +338,8 @@ void remus_backup_drop_epochs(remus_backup *b, uint64_t next_seq);
 /*
  * Ask the primary to give way, if one is connected, and wait for its answer.
  * flags: REMUS_ASK_*.
- * 1: it did, with the checkpoint *epoch (0: none of its own); 0: there is none, or it fell silent; -EBUSY: no, and why.
+ * 1: it did, with the checkpoint *epoch (0: none of its own); 0: there is
+ * none, or it fell silent; -EBUSY: no, and why.
  */
 int remus_backup_net_ask(remus_backup *b, int flags, uint64_t *epoch);
 /* Seconds since a primary was connected to this process: 0 now; UINT64_MAX

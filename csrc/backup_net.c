@@ -23,6 +23,7 @@
 
 #define PING_MS 500
 #define ASK_MS 100             /* between looks at a primary that is asked */
+#define ASKS 3                /* of one whose link comes and goes */
 #define HEARD_S 15            /* how old `heard` may be while connected */
 #define APPLY_MS 250          /* between applies, unless space is needed */
 
@@ -227,6 +228,7 @@ static struct remus_backup_net *new_net(remus_backup *b, uint32_t loss_ms)
         return NULL;
     net->b = b;
     net->loss_ms = loss_ms ? loss_ms : 3000;
+    net->link_changed_ns = b->io->now_ns(b->io);
     net->listener = net->wake = net->conn = -1;
     net->link = REMUS_CONN_NONE;
     remus_refusals_init(&net->refusals);
@@ -336,39 +338,81 @@ int remus_backup_net_live(remus_backup *b)
     return live;
 }
 
-int remus_backup_net_ask(remus_backup *b, int flags, uint64_t *epoch)
+/*
+ * A link that is down is not lost yet, nor is a primary that had no time to
+ * come since this process began: it may be back in a moment.  (lock held)
+ */
+static void wait_for_loss(struct remus_backup_net *net)
 {
-    struct remus_backup_net *net = b->net;
-    if (!net)
-        return 0;
+    remus_io *io = net->b->io;
+    while (!net->connected && !net->said_bye && !net->stopping &&
+           io->now_ns(io) - net->link_changed_ns <
+               net->loss_ms * 1000000ull)
+        timed_wait(net, &net->changed, ASK_MS);
+}
+
+/*
+ * Wait for its answer.  1: there is one; 0: it is silent, and counts as lost;
+ * -EAGAIN: the link went, and may come back.  (lock held)
+ */
+static int wait_for_answer(struct remus_backup_net *net)
+{
+    remus_io *io = net->b->io;
+    uint64_t start = io->now_ns(io), limit = net->loss_ms * 1000000ull;
+    while (net->connected && !net->answer) {
+        timed_wait(net, &net->changed, ASK_MS);
+        uint64_t now = io->now_ns(io);
+        uint64_t heard = atomic_load(&net->last_rx_ns);
+        if (now > heard && now - heard > limit)
+            return 0;
+        if (now - start > 2 * limit)
+            return remus_fail(-EBUSY,
+                              "promote: the primary is alive, but does not "
+                              "say whether it gives way: stop it there "
+                              "first, or force this");
+    }
+    return net->answer ? 1 : -EAGAIN;
+}
+
+/* Ask once.  As wait_for_answer(); 0 also: nobody is there. */
+static int ask_once(struct remus_backup_net *net, int flags)
+{
     struct remus_record ask = {.type = REMUS_REC_GIVE_WAY,
                                .flags = (uint8_t)flags};
     pthread_mutex_lock(&net->lock);
+    wait_for_loss(net);
     net->answer = 0;
-    int go = net->connected;
+    int rc = net->connected ? -EAGAIN : 0;
     pthread_mutex_unlock(&net->lock);
-    if (!go || remus_backup_send(net, &ask, NULL))
-        return 0;
-    uint64_t start = b->io->now_ns(b->io);
-    int rc = 0;
-    pthread_mutex_lock(&net->lock);
-    while (net->connected && !net->answer && !rc) {
-        timed_wait(net, &net->changed, ASK_MS);
-        uint64_t now = b->io->now_ns(b->io);
-        uint64_t heard = atomic_load(&net->last_rx_ns);
-        if (now > heard && now - heard > net->loss_ms * 1000000ull)
-            break; /* silent for so long: it is lost */
-        if (now - start > 2 * net->loss_ms * 1000000ull)
-            rc = remus_fail(-EBUSY,
-                            "promote: the primary is alive, but does not "
-                            "say whether it gives way: stop it there first, "
-                            "or force this");
+    if (rc && remus_backup_send(net, &ask, NULL) == 0) {
+        pthread_mutex_lock(&net->lock);
+        rc = wait_for_answer(net);
+        pthread_mutex_unlock(&net->lock);
     }
-    if (!rc && net->connected && net->answer < 0)
-        rc = remus_fail(-EBUSY, "promote: %s, or force this", net->why_not);
-    else if (!rc)
-        rc = net->answer > 0;
-    *epoch = rc > 0 ? net->answer_epoch : 0;
+    return rc;
+}
+
+int remus_backup_net_ask(remus_backup *b, int flags, uint64_t *epoch)
+{
+    struct remus_backup_net *net = b->net;
+    *epoch = 0;
+    if (!net)
+        return 0;
+    int rc = -EAGAIN;
+    for (int i = 0; rc == -EAGAIN && i < ASKS; i++)
+        rc = ask_once(net, flags);
+    if (rc == -EAGAIN)
+        return remus_fail(-EBUSY, "promote: the primary is alive, but its "
+                                  "link comes and goes: stop it there first, "
+                                  "or force this");
+    if (rc <= 0)
+        return rc;
+    pthread_mutex_lock(&net->lock);
+    rc = net->answer > 0 ? 1
+                         : remus_fail(-EBUSY, "promote: %s, or force this",
+                                      net->why_not);
+    if (rc > 0)
+        *epoch = net->answer_epoch;
     pthread_mutex_unlock(&net->lock);
     return rc;
 }

@@ -40,6 +40,7 @@ struct remus_backup_net {
     int connected;                 /* lock: its hello was accepted */
     uint64_t link_changed_ns;      /* lock */
     int had_primary;               /* lock: one was ever connected */
+    int said_bye;                  /* lock: ... and ended on purpose */
     int stopping;                  /* lock */
     int fenced;                    /* lock: nobody is let in */
     int apply_now;                 /* lock: space is needed */

@@ -262,8 +262,10 @@ static void set_connected(struct remus_backup_net *net, int connected)
     if (net->connected != connected) {
         net->connected = connected;
         net->link_changed_ns = net->b->io->now_ns(net->b->io);
-        net->answer = 0;
+        if (connected)
+            net->answer = 0;
         net->had_primary = 1;
+        net->said_bye = 0;
         pthread_cond_broadcast(&net->changed);
     }
     pthread_mutex_unlock(&net->lock);
@@ -300,7 +302,11 @@ static void serve_one(struct remus_backup_net *net, int fd)
             keep_reason(net->b, text);
     }
     remus_backup_send_to(net, NULL);
+    int bye = net->connected && err == 0;
     set_connected(net, 0);
+    pthread_mutex_lock(&net->lock);
+    net->said_bye |= bye;
+    pthread_mutex_unlock(&net->lock);
 }
 
 void *remus_backup_session_main(void *arg)

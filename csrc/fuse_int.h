@@ -3,7 +3,9 @@
  * The FUSE node, inside:
  *   fuse_export.c  mount, close
  *   fuse_worker.c  the threads, and which of them may wait for a disk
- *   fuse_node.c    the operations on the directory and its files
+ *   fuse_dir.c     the directory: names and attributes
+ *   fuse_node.c    open files: opening, I/O
+ *   fuse_ioctl.c   their checkpoint ioctls
  *   fuse_standby.c  the same where there is no primary yet
  *
  * A fixed number of workers read requests and carry them out.  None of them
@@ -48,6 +50,15 @@ struct remus_put_off {
     char bytes[];          /* as it came */
 };
 
+/* An open file. */
+struct remus_handle {
+    int volume;            /* -1: a status file */
+    _Atomic int sent;      /* sent ioctl 20: its close ends the session */
+    int writes;            /* opened for writing */
+    size_t len;            /* of text */
+    char text[];           /* status as it was at open */
+};
+
 /* Somebody opens a disk for writing and waits for the promote. */
 struct remus_opener {
     fuse_req_t req;
@@ -87,8 +98,47 @@ struct remus_export {
     pthread_cond_t drained; /* parked became 0 */
 };
 
+#define REMUS_STATUS_BYTES 8192
+#define REMUS_INO_STATUS 2
+#define REMUS_INO_JSON 3
+#define REMUS_INO_VOLUME 16 /* + index */
+
 /* The operations, for fuse_session_new. */
 extern const struct fuse_lowlevel_ops remus_fuse_operations;
+
+/* fuse_dir.c */
+remus_export *remus_node_export(fuse_req_t req);
+/* NULL: there is none yet. */
+remus_primary *remus_node_primary(remus_export *e);
+uint64_t remus_node_size(remus_export *e, unsigned int volume);
+/* -1: not a volume's. */
+int remus_node_volume(const remus_export *e, fuse_ino_t ino);
+int remus_node_attr(remus_export *e, fuse_ino_t ino, struct stat *st);
+void remus_ll_lookup(fuse_req_t req, fuse_ino_t parent, const char *name);
+void remus_ll_getattr(fuse_req_t req, fuse_ino_t ino,
+                      struct fuse_file_info *fi);
+void remus_ll_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr,
+                      int to_set, struct fuse_file_info *fi);
+void remus_ll_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+                      struct fuse_file_info *fi);
+void remus_ll_statfs(fuse_req_t req, fuse_ino_t ino);
+void remus_ll_mknod(fuse_req_t req, fuse_ino_t parent, const char *name,
+                    mode_t mode, dev_t device);
+void remus_ll_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name,
+                    mode_t mode);
+void remus_ll_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
+void remus_ll_symlink(fuse_req_t req, const char *target, fuse_ino_t parent,
+                      const char *name);
+void remus_ll_rename(fuse_req_t req, fuse_ino_t parent, const char *name,
+                     fuse_ino_t to, const char *new_name,
+                     unsigned int flags);
+void remus_ll_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent,
+                   const char *name);
+
+/* fuse_ioctl.c */
+void remus_ll_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd,
+                    void *arg, struct fuse_file_info *fi, unsigned int flags,
+                    const void *in, size_t in_size, size_t out_size);
 
 /* fuse_worker.c */
 void *remus_fuse_worker_main(void *arg);
@@ -109,7 +159,14 @@ void remus_standby_interrupt(remus_export *e, fuse_req_t req);
 /* Nobody waits any more. */
 void remus_standby_end(remus_export *e);
 
-/* fuse_node.c: answer an opener and free it; err: errno, or 0. */
+/* fuse_node.c */
+struct remus_handle *remus_node_handle(struct fuse_file_info *fi);
+/* A request is about to be handed to the primary; NULL: out of memory. */
+struct remus_pending *remus_pending_take(remus_export *e, fuse_req_t req,
+                                         size_t len);
+/* It is answered, or was never parked. */
+void remus_pending_give(remus_export *e, struct remus_pending *w);
+/* Answer an opener and free it; err: errno, or 0. */
 void remus_node_opened(remus_export *e, struct remus_opener *o, int err);
 
 /* Free an export that nobody uses any more. */

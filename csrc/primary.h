@@ -80,13 +80,6 @@ int remus_primary_preresume_until(remus_primary *p, uint64_t epoch,
                                   const _Atomic int *cancel);
 void remus_primary_wait_kick(remus_primary *p);
 
-/*
- * A file that may write is opened: 0, or -EROFS with a text (fenced); closed.
- * As long as there is one, or a session, a backup that asks is told no.
- */
-int remus_primary_writer_opens(remus_primary *p);
-void remus_primary_writer_closes(remus_primary *p);
-
 unsigned int remus_primary_volume_count(remus_primary *p);
 const char *remus_primary_volume_name(remus_primary *p, unsigned int volume);
 

@@ -578,8 +578,11 @@ void *remus_primary_engine_main(void *arg)
             next = pause = RETURN_MS;
         if (engine_sleep(p, next))
             return NULL;
-        /* Doubled each time, from connect_ms to 8 times it. */
+        /* Doubled each time, from connect_ms to 8 times it; but it must be
+         * back before the backup counts it as lost. */
         uint32_t most = 8 * p->connect_ms;
+        if (most > p->loss_ms / 2)
+            most = p->loss_ms / 2;
         pause = pause < p->connect_ms ? p->connect_ms
                 : 2 * pause > most    ? most
                                       : 2 * pause;

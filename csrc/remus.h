@@ -448,6 +448,16 @@ REMUS_API int remus_primary_session_begin(remus_primary *p);
 REMUS_API int remus_primary_session_end(remus_primary *p);
 
 /*
+ * A guest's disks are about to be written to through this handle; and they
+ * are not any more.  As long as somebody writes, or a session is open, a
+ * backup that asks the primary to give way is told no: else it may take the
+ * disks away under a guest.  (A file of a node that is open for writing counts
+ * by itself.)  Never block.  opens: 0, or -EROFS: it is fenced.
+ */
+REMUS_API int remus_primary_writer_opens(remus_primary *p);
+REMUS_API void remus_primary_writer_closes(remus_primary *p);
+
+/*
  * With REMUS_ON_LOSS_HOLD: end the waits for acks that go on in this outage,
  * with -EPROTO, and let no later one begin: an operator's word that the guest
  * shall go on unprotected.  It counts until the next connection.  Includes
@@ -466,7 +476,8 @@ REMUS_API int remus_primary_resume(remus_primary *p);
  * no backup takes them, until the next connection.  Call it when the status
  * says `asks_alone` and it is sure that the backup is not and will not be
  * promoted (a fence command has succeeded, an operator says so).  The writes
- * go on as soon as a new generation is durable.  Never blocks; returns 0.
+ * go on as soon as a new generation is durable.  While a backup is connected
+ * it counts for nothing: it came too late.  Never blocks; returns 0.
  */
 REMUS_API int remus_primary_go_alone(remus_primary *p);
 
@@ -594,7 +605,9 @@ enum remus_promote_by {
 /*
  * Ask the primary to give way, as remus_backup_promote() does; for who has
  * something to do between its answer and the promote (fence it, if there is
- * none).  `flags`: REMUS_ASK_*.  Blocks until it answers or is lost.
+ * none).  `flags`: REMUS_ASK_*.  Blocks until it answers or is lost: a link
+ * that went down, or a primary that has not come since remus_backup_serve(),
+ * counts as lost after `loss_ms`, one that ended on purpose at once.
  * Returns 1: it gave way, fenced for good (or a promote was begun before);
  * 0: no primary is connected, or it fell silent.  Errors: -EBUSY it said no.
  */
@@ -607,8 +620,9 @@ REMUS_API int remus_backup_ask(remus_backup *b, int flags);
  * only.  A promoted backup refuses every primary, and a new generation has
  * begun: the old one can never write here again.
  * A connected primary is asked: it gives way, after a last checkpoint if none
- * is named, if no file of its volumes is open for writing and no toolstack's
- * session is open; else this is refused.  `force` 1 does not ask, and cuts
+ * is named, if nobody writes there (a file of a volume's node that is open
+ * for writing, remus_primary_writer_opens) and no toolstack's session is open;
+ * else this is refused.  `force` 1 does not ask, and cuts
  * the primary off: what it writes from then on is lost, or split brain.
  * Result: 0 and *epoch (the checkpoint it is at now).
  * Errors: -EINVAL no such checkpoint, tag not unique, Inconsistent (the text

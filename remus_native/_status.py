@@ -36,6 +36,22 @@ def status_text(side: Side, status: dict[str, Any]) -> str:
                 f"{bytes_text(status['queue_limit'])}, {status['stalls']} stalls",
             )
         )
+        if status["parked_writes"] and not status["connected"]:
+            rows.append(
+                (
+                    "waiting",
+                    f"{status['parked_writes']} writes of the guest, for leave to go "
+                    "on alone: the fence command's success, or `remus-native resume`",
+                )
+            )
+        if status["holds"]:
+            rows.append(
+                (
+                    "holding",
+                    "who waits for an ack waits on: for the backup, or "
+                    "`remus-native resume`",
+                )
+            )
         if status["state"] == State.CATCHING_UP and status["resync_total"]:
             done, total = status["resync_done"], status["resync_total"]
             rows.append(("copied", f"{bytes_text(done)} of {bytes_text(total)}"))

@@ -145,7 +145,9 @@ def test_a_wrong_name_neither_fences_nor_stops_the_primary(host: Host) -> None:
 
 
 @pytest.mark.fuse
-def test_a_guest_goes_on_alone_after_the_fence(host: Host) -> None:
+def test_a_guest_goes_on_alone_after_the_fence(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
     gate = host.folder / "gate"
     notes = with_fence(host, f'test -e "{gate}"')
     backup = host.start_backup()
@@ -159,6 +161,8 @@ def test_a_guest_goes_on_alone_after_the_fence(host: Host) -> None:
     try:
         wait_for("its write", lambda: status(host, "p")["parked_writes"] == 1)
         assert not notes.exists()  # nobody is shot for a short absence
+        assert main(["status", "--side", "primary", str(host.file)]) == 3
+        assert "1 writes of the guest, for leave" in capsys.readouterr().out
         wait_for("a failure", notes.exists)
         wait_for("its reason", lambda: "REMUS_REASON=alone" in notes.read_text())
         assert writer.poll() is None

@@ -520,6 +520,22 @@ def test_a_session_is_reason_to_stay(hosts):
     b.promote()
 
 
+def test_a_writer_is_reason_to_stay(hosts):
+    """Who uses the library itself has no file that is open."""
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    with a.writer(), a.writer():
+        with pytest.raises(StateError, match="open for writing") as caught:
+            b.promote()
+        assert caught.value.errno == errno.EBUSY
+        fill(a, 1)
+    b.promote()
+    assert hosts.data("a") == hosts.data("b")
+    with pytest.raises(StateError, match="Fenced") as caught, a.writer():
+        pass
+    assert caught.value.errno == errno.EROFS
+
+
 def test_a_named_checkpoint_is_not_overtaken(hosts):
     b = hosts.backup("b")
     a = hosts.primary("a")
@@ -855,3 +871,32 @@ def test_leave_that_comes_too_late_is_none(hosts):
     a.go_alone()
     thread.join(30)
     assert not thread.is_alive()
+
+
+# ---- when a link counts as lost --------------------------------------------------
+
+
+def test_a_link_that_is_down_for_a_moment_is_no_loss(hosts):
+    """Its primary is asked when it is back; nobody is promoted beside it."""
+    b = hosts.backup("b")
+    a = hosts.primary("a", loss_ms=1000)
+    checkpoint(a)
+    b.close()
+    until(lambda: not a.status().connected)
+    # The backup's process has just begun: the primary had no time to come.
+    b = hosts.backup("b")
+    with pytest.raises(StateError) as caught:
+        b.ask()
+    assert caught.value.errno == errno.EBUSY
+    assert a.status().state is not State.FENCED
+
+
+def test_who_ended_on_purpose_is_not_waited_for(hosts):
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    checkpoint(a)
+    a.close()
+    until(lambda: not b.status().connected)
+    start = time.monotonic()
+    assert not b.ask()
+    assert time.monotonic() - start < 0.5

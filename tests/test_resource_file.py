@@ -470,3 +470,48 @@ def test_unknown_owners() -> None:
     first, second = caught.value.problems
     assert 'volume[0].owner: expected a user of this host, got "no-such-user"' in first
     assert "volume[0].group: expected a group" in second
+
+
+# ---- fences and nodes on the backup's host ------------------------------------------
+
+
+def tcp(source: str) -> str:
+    return source.replace(
+        '"unix:/run/remus/guest0.sock"', '"tcp:192.0.2.7:7790"\ntls = "off"'
+    )
+
+
+def test_a_fence() -> None:
+    assert parse(text()).fence is None
+    assert parse(text(top='fence = "none"')).fence == ()
+    command = 'fence = ["/sbin/fence", "a b", ""]'
+    assert parse(text(top=command)).fence == ("/sbin/fence", "a b", "")
+
+
+@pytest.mark.parametrize(
+    "value", ['""', '"fence"', '"/sbin/fence"', "[]", '["fence"]', '["/f", 1]', "true"]
+)
+def test_what_is_no_fence(value: str) -> None:
+    said = problem(text(top=f"fence = {value}"))
+    assert said.startswith("guest0.toml: fence: expected a list of texts that begins")
+
+
+def test_auto_promote_wants_a_fence_and_nodes() -> None:
+    found = problems(text(top="auto_promote = true"))
+    assert [line.split(": ")[1] for line in found] == ["fence", "backup.mount"]
+    assert "a command" in found[0]
+    top, mount = 'auto_promote = true\nfence = "none"', 'mount = "/run/g"'
+    assert "backup.mount" in problem(text(top=top))
+    assert "fence" in problem(text(top="auto_promote = true", backup=mount))
+    assert parse(text(top=top, backup=mount)).auto_promote
+
+
+def test_nodes_on_the_backups_host_want_a_way_back() -> None:
+    """It is the primary once it is promoted: to whom does it send then?"""
+    mount = 'mount = "/run/g"'
+    assert "address_swapped" in problem(tcp(text(backup=mount)))
+    other = 'address_swapped = "tcp:192.0.2.6:7790"'
+    resource = parse(tcp(text(top=other, backup=mount)))
+    assert resource.swapped().address == "tcp:192.0.2.6:7790"
+    assert resource.swapped().swapped() == resource
+    assert parse(tcp(text())).address_swapped is None  # without nodes it may wait

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -348,3 +349,47 @@ def test_a_backup_goes_on_without_its_nodes(host: Host) -> None:
     epoch = primary.postsuspend()
     primary.preresume(epoch, 30)
     assert status(host, "b")["state"] == State.PROTECTED
+
+
+def test_openers_that_come_and_are_killed_while_the_nodes_turn(hosts):
+    """Whoever lives is let in, whoever does not leaves nothing behind."""
+    rng = random.Random(11)
+    backup = hosts.backup("b")
+    primary = hosts.primary("a")
+    checkpoint(primary)
+    primary.close()
+    code = (
+        "import os, sys, time\n"
+        "try: fd = os.open(sys.argv[1], os.O_RDWR)\n"
+        "except OSError as error: sys.exit(error.errno)\n"
+        "os.pwrite(fd, b'in', 0)\n"
+    )
+    with standby_of(hosts, backup, auto_promote=True) as standby:
+        disk = f"{standby.mountpoint}/xvda"
+        processes = [
+            subprocess.Popen([sys.executable, "-S", "-c", code, disk])
+            for _ in range(24)
+        ]
+        killed = set(rng.sample(range(len(processes)), 12))
+
+        def kill() -> None:
+            for i in sorted(killed, key=lambda _: rng.random()):
+                processes[i].kill()
+                time.sleep(rng.random() * 0.004)
+
+        killer = threading.Thread(target=kill)
+        try:
+            wait_for("the wish", lambda: standby.wanted)
+            killer.start()
+            backup.promote()
+            standby.release()
+            backup.close()
+            new = hosts.primary("b", wait=False)
+            standby.turn(new)
+        finally:
+            killer.join(30)
+            codes = [process.wait(30) for process in processes]
+        for i, code_of in enumerate(codes):
+            assert code_of == 0 or (i in killed and code_of == -signal.SIGKILL)
+        wait_for("the closes", lambda: new.status().writers == 0)
+        assert new.pread(0, 2, 0) == b"in"

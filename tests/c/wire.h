@@ -70,7 +70,7 @@ struct wire {
 static inline void encode(struct wire *w, struct remus_record *r,
                    const void *payload)
 {
-    if (r->length && payload != w->data + REMUS_REC_HEADER)
+    if (payload && r->length && payload != w->data + REMUS_REC_HEADER)
         memcpy(w->data + REMUS_REC_HEADER, payload, r->length);
     r->payload_crc = r->length ? remus_crc32c(0, w->data + REMUS_REC_HEADER,
                                               r->length)
