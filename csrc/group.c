@@ -207,6 +207,9 @@ void remus_group_failed(struct remus_group_device *d, int phase, int error)
     if (phase != REMUS_PHASE_COMMIT && !d->failed)
         d->failed = error;
     d->r.failed_ns = remus_group_now();
+    d->r.failed_epoch = phase == REMUS_PHASE_POSTSUSPEND ? 0
+                        : phase == REMUS_PHASE_COMMIT    ? d->complete
+                                                         : d->r.epoch;
     snprintf(d->r.text, sizeof d->r.text, "%s", remus_last_error());
 }
 

@@ -984,6 +984,8 @@ struct remus_device_result {
     uint64_t sent_ns;         /* when its barrier had been sent */
     uint64_t ack_ns;          /* when its ack was known; 0 not yet */
     uint64_t failed_ns;       /* when `error` happened */
+    uint64_t failed_epoch;    /* which epoch it is about; 0: postsuspend
+                                 failed, the epoch has no number */
     char name[64];
     char text[256];           /* the words for `error` */
 };

@@ -245,8 +245,8 @@ class DeviceGroup(Handle):
             error, own.error = own.error, None
             return error
         cls = class_for(number, phase, getattr(device, "_invalid", None))
-        epoch = result.epoch if phase == "preresume" else None
-        what = phase if not epoch else f"{phase} of epoch {epoch}"
+        epoch = result.failed_epoch or None
+        what = phase if epoch is None else f"{phase} of epoch {epoch}"
         said = text(result.text).removeprefix(f"device {device.name}: ")
         return cls(
             f"volume {device.name}: {what}: {said.removeprefix(f'{phase}: ')}",

@@ -9,6 +9,7 @@
 #include <linux/magic.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
 
@@ -328,8 +329,10 @@ static void check_killed(void)
         CHECK(pipe(ready));
         pid_t child = fork();
         CHECK(child);
-        if (!child)
+        if (!child) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL); /* if a check here fails */
             write_for_ever(ready[1]);
+        }
         EXPECT(read(ready[0], &c, 1) == 1);
         remus_epochs *e;
         struct remus_epochs_info info;
@@ -374,7 +377,11 @@ static void check_killed(void)
 
 static atomic_int stop;
 #define READERS 3
-#define EPOCHS 100000u
+#ifdef __SANITIZE_THREAD__
+#define EPOCHS 50000u
+#else
+#define EPOCHS 400000u
+#endif
 
 static void *reader_main(void *arg)
 {
@@ -394,20 +401,37 @@ static void *reader_main(void *arg)
     return NULL;
 }
 
+/* Where the writer is next: each of these samples is being overwritten. */
+static void *edge_main(void *arg)
+{
+    struct remus_epoch_sample out[4];
+    uint64_t next, missed, whole = 0;
+    while (!atomic_load(&stop)) {
+        int n = remus_epochs_read(arg, 0, out, 4, &next, &missed);
+        for (int i = 0; i < n; i++)
+            EXPECT(same(&out[i], out[i].epoch));
+        whole += (uint64_t)n;
+    }
+    EXPECT(whole);
+    return NULL;
+}
+
 static void check_threads(void)
 {
     remus_epochs *e, *r;
-    pthread_t threads[READERS];
+    pthread_t threads[READERS], edge;
     atomic_store(&stop, 0);
     CHECK(remus_epochs_create(path, "guest0", &e));
     CHECK(remus_epochs_attach(path, &r));
     for (int i = 0; i < READERS; i++)
         EXPECT(!pthread_create(&threads[i], NULL, reader_main, i ? e : r));
+    EXPECT(!pthread_create(&edge, NULL, edge_main, r));
     for (uint64_t n = 1; n <= EPOCHS; n++) {
         add(e, n);
         remus_epochs_committed(e, n - n % 3, n - n % 3 + 1);
     }
     atomic_store(&stop, 1);
+    pthread_join(edge, NULL);
     for (int i = 0; i < READERS; i++)
         pthread_join(threads[i], NULL);
     uint64_t good = 0, known = 0;
@@ -420,6 +444,47 @@ static void check_threads(void)
     EXPECT(count_of(r, REMUS_SERIES_COALESCED) == known);
     remus_epochs_close(e);
     remus_epochs_close(r);
+}
+
+#define PACED 2000u
+static uint64_t sums[PACED + 1]; /* of `bytes`, of so many good epochs */
+
+static void *sums_main(void *arg)
+{
+    struct remus_series_summary s;
+    uint64_t looks = 0;
+    for (; !atomic_load(&stop); looks++) {
+        CHECK(remus_epochs_summary(arg, REMUS_SERIES_BYTES, &s));
+        EXPECT(s.total == sums[s.count]);
+    }
+    EXPECT(looks > PACED / 4);
+    return NULL;
+}
+
+/* A series is seen at one moment, beside a writer that pauses as one does. */
+static void check_moments(void)
+{
+    remus_epochs *e;
+    pthread_t reader;
+    uint64_t good = 0;
+    for (uint64_t n = 1; n <= PACED; n++) {
+        struct remus_epoch_sample s = sample_of(n);
+        if (s.result)
+            continue;
+        sums[good + 1] = sums[good] + s.bytes;
+        good++;
+    }
+    CHECK(remus_epochs_create(NULL, "guest0", &e));
+    atomic_store(&stop, 0);
+    EXPECT(!pthread_create(&reader, NULL, sums_main, e));
+    for (uint64_t n = 1; n <= PACED; n++) {
+        add(e, n);
+        usleep(50);
+    }
+    atomic_store(&stop, 1);
+    pthread_join(reader, NULL);
+    EXPECT(count_of(e, REMUS_SERIES_BYTES) == good);
+    remus_epochs_close(e);
 }
 
 static void check_files(const char *where, int is_disk)
@@ -452,6 +517,7 @@ int main(void)
     check_ring();
     check_later();
     check_sums();
+    check_moments();
     if (is_memory("/dev/shm"))
         check_files("/dev/shm", 0);
     for (size_t i = 0; i < sizeof disks / sizeof *disks; i++)

@@ -69,6 +69,7 @@ static void test_errors(void)
     EXPECT(remus_group_preresume(g, 1000) == -EPROTO);
     EXPECT(result(g, 0).acked && result(g, 0).ack_ns >= result(g, 0).sent_ns);
     EXPECT(!result(g, 2).acked && result(g, 2).failed_ns);
+    EXPECT(result(g, 2).failed_epoch == 2 && result(g, 1).failed_epoch == 0);
     /* d0 has acked what d2 has not: nothing can be committed now. */
     EXPECT(remus_group_commit(g) == -EBADFD);
     /* A retry asks only the one without an ack. */
@@ -78,6 +79,7 @@ static void test_errors(void)
     EXPECT(dev_get(&devs[2], &devs[2].calls) == 2);
     dev_set(&devs[0], &devs[0].commit, -EIO);
     EXPECT(remus_group_commit(g) == -EIO);
+    EXPECT(result(g, 0).failed_epoch == result(g, 0).epoch);
     EXPECT(devs[3].committed == 1 && devs[1].committed == 1);
     EXPECT(devs[2].committed == 2);
     remus_group_close(g);
