@@ -304,6 +304,10 @@ int remus_backup_promote(remus_backup *b, int by, uint64_t epoch,
     if (remus_backup_net_live(b)) {
         pthread_mutex_lock(&b->lock);
         err = find_target(b, by, epoch, tag, tag_len, &m);
+        /* Who gives way commits a last one. */
+        if (err && by == REMUS_PROMOTE_DEFAULT && !force &&
+            remus_backup_consistent(b) && !remus_backup_committed(b))
+            err = 0;
         pthread_mutex_unlock(&b->lock);
         int flags = by == REMUS_PROMOTE_DEFAULT ? 0 : REMUS_ASK_KEEP;
         int rc = err || force ? 0 : remus_backup_ask(b, flags);
