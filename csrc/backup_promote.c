@@ -332,6 +332,10 @@ int remus_backup_promote(remus_backup *b, int by, uint64_t epoch,
             continue;
         pthread_mutex_lock(&b->lock);
         err = find_target(b, by, epoch, tag, tag_len, &m);
+        /* Who gives way commits a last one. */
+        if (err && by == REMUS_PROMOTE_DEFAULT && !force &&
+            remus_backup_consistent(b) && !remus_backup_committed(b))
+            err = 0;
         pthread_mutex_unlock(&b->lock);
         if (err)
             return remus_fail_in(err, "backup of %s", b->resource);

@@ -198,7 +198,8 @@ static void begin_session(remus_primary *p, int fd, uint64_t session,
     p->caught_up = p->asked = 0;
     /* A close that began meanwhile wins. */
     p->stats.connected = !p->stopping;
-    p->stats.link_changed_ns = p->last_rx_ns = p->progress_ns = now_ns(p);
+    p->stats.link_changed_ns = p->last_rx_ns = p->progress_ns = p->idle_ns =
+        now_ns(p);
 }
 
 static const struct {

@@ -240,7 +240,8 @@ struct remus_primary {
     int session_open;
     unsigned int node_users;      /* open files that sent ioctl 20 */
     uint64_t session_ended_ns;    /* without teardown; 0: no grace */
-    uint64_t idle_ns;             /* last checkpoint of the engine */
+    uint64_t idle_ns;             /* last checkpoint of the engine, or when
+                                     it began to be its turn */
     uint64_t wont_fit;            /* capacity that a catch-up passed; 0 */
     uint64_t wont_fit_ns;         /* when */
     int resync_step;              /* newest answer of the backup */

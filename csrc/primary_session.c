@@ -32,7 +32,8 @@ int remus_primary_session_begin(remus_primary *p)
 static void session_ends(remus_primary *p, int grace)
 {
     p->session_open = 0;
-    p->session_ended_ns = grace ? p->io->now_ns(p->io) : 0;
+    p->idle_ns = p->io->now_ns(p->io);
+    p->session_ended_ns = grace ? p->idle_ns : 0;
     pthread_cond_signal(&p->engine_wake);
 }
 

@@ -189,6 +189,20 @@ def test_the_first_acked_checkpoint_can_be_failed_over_to(hosts, named):
     assert hosts.data("a") == at_first
 
 
+def test_who_gives_way_before_the_first_commit_commits(hosts):
+    a, b, _ = promoted_b(hosts)
+    a.close()
+    b.close()
+    back = hosts.backup("a")
+    new = hosts.primary("b", wait=False, grace_ms=3_600_000)
+    new.session_begin()
+    epoch = next_checkpoint(new)
+    fill(new, 4, at=3 * MIB)
+    new.session_end()
+    assert back.promote() > epoch
+    assert hosts.data("a") == hosts.data("b")
+
+
 def test_there_and_back_again(hosts):
     """Roles turn round ten times; each side ends with the same bytes."""
     model = bytearray(hosts.size)

@@ -44,6 +44,7 @@ BLOCK = 16384
 SIZES = {"xvda": 10 * BLOCK, "xvdb": 3 * BLOCK + 512}
 NAMES = list(SIZES)
 JOURNAL, SEGMENT = 6 << 20, 256 << 10
+ENDS = st.sampled_from(["cut", "backup", "primary"])  # of a catch-up
 WRONG = 1 << 40  # a checkpoint that never was
 
 Disks = dict[str, bytes]
@@ -286,7 +287,7 @@ class RolesMachine(RuleBasedStateMachine):
         self.save_room()
 
     @precondition(lambda self: not self.linked and self.target is None)
-    @rule(wait=st.integers(0, 15), what=st.sampled_from(["cut", "backup", "primary"]))
+    @rule(wait=st.integers(0, 15), what=ENDS)
     def catch_up_is_cut_short(self, wait: int, what: str) -> None:
         if self.side[self.other] is None:
             self.open_backup(self.other)
@@ -340,13 +341,25 @@ class RolesMachine(RuleBasedStateMachine):
         return sorted(list_)
 
     @precondition(lambda self: self.target is None)
-    @rule(data=st.data(), how=st.sampled_from(["dead", "apart", "forced", "asked"]))
-    def promote(self, data: st.DataObject, how: str) -> None:
+    @rule(
+        how=st.sampled_from(["dead", "apart", "forced", "asked"]),
+        which=st.integers(0, 99),
+        named=st.booleans(),
+        interrupted=st.none() | st.integers(0, 20),
+    )
+    def promote(
+        self, how: str, which: int, named: bool, interrupted: int | None
+    ) -> None:
         if how == "dead":
             self.end(self.main, kill=True)
         if how in ("dead", "apart") or not self.linked:
             self.disconnected()
         backup = self.side[self.other] or self.open_backup(self.other)
+        if self.linked:  # a commit may be on its way
+            until(
+                lambda: backup.status().committed_epoch >= self.committed,
+                backup.status,
+            )
         offered = self.offered(backup)
         for wrong in (WRONG, *(e for e in self.snapshots if e not in offered)):
             with pytest.raises(StateError):
@@ -359,15 +372,15 @@ class RolesMachine(RuleBasedStateMachine):
             if how == "dead":
                 self.restart_main()
             return
-        m = data.draw(st.sampled_from(offered), "checkpoint")
+        m = offered[which % len(offered)]
         if self.linked:
             with pytest.raises(StateError, match="toolstack"):
                 backup.promote(m)
             assert self.primary.status().state is State.PROTECTED
-        if not self.linked and data.draw(st.booleans(), "interrupted"):
-            backup = self.promote_is_interrupted(m, data.draw(st.integers(0, 20)))
+        if not self.linked and interrupted is not None:
+            backup = self.promote_is_interrupted(m, interrupted)
         elif self.linked and how == "asked":
-            m = self.gives_way(backup, None if data.draw(st.booleans()) else m)
+            m = self.gives_way(backup, m if named else None)
         else:
             assert backup.promote(m, force=self.linked) == m
         self.did["promoted", how if self.linked else "not linked"] += 1
@@ -467,17 +480,35 @@ class RolesMachine(RuleBasedStateMachine):
     # -- failing back ------------------------------------------------------------
 
     @precondition(lambda self: self.target is not None)
-    @rule(data=st.data())
-    def fail_back(self, data: st.DataObject) -> None:
+    @rule(
+        promoted_loses=st.booleans(),
+        killed=st.tuples(st.booleans(), st.booleans()),
+        writes=st.lists(
+            st.tuples(
+                st.sampled_from(NAMES), st.integers(0, 2**20), st.binary(min_size=1)
+            ),
+            max_size=2,
+        ),
+        cuts=st.lists(st.tuples(st.integers(0, 15), ENDS), max_size=2),
+        commit=st.booleans(),
+    )
+    def fail_back(
+        self,
+        promoted_loses: bool,
+        killed: tuple[bool, bool],
+        writes: list[tuple[str, int, bytes]],
+        cuts: list[tuple[int, str]],
+        commit: bool,
+    ) -> None:
         """One goes on as the primary, the other one follows it."""
         assert self.target is not None
         split = self.is_split() and not self.fenced
         winner, loser = self.other, self.main
-        if split and data.draw(st.booleans(), "the promoted side loses"):
+        if split and promoted_loses:
             winner, loser = loser, winner
         self.did["failed back", "split" if split else "", winner == self.main] += 1
-        for host in "ab":
-            self.end(host, kill=data.draw(st.booleans(), "killed"))
+        for host, kill in zip("ab", killed, strict=True):
+            self.end(host, kill=kill)
             self.cable[host].cut()
         # What either side changed since the checkpoint that both had.
         since = {
@@ -492,10 +523,8 @@ class RolesMachine(RuleBasedStateMachine):
         self.forget_pair()
         self.open_primary(winner)
         self.primary.session_begin()
-        for _ in range(data.draw(st.integers(0, 2), "writes before it is back")):
-            name = data.draw(st.sampled_from(NAMES))
-            at = data.draw(st.integers(0, SIZES[name] - 300))
-            self.write(name, at, bytes([data.draw(st.integers(0, 255))]), 300)
+        for name, at, data in writes:  # before the other one is back
+            self.write(name, at, data, 5)
         if split:
             self.nothing_is_overwritten()
         since |= {block for _, blocks in self.touched for block in blocks}
@@ -503,11 +532,8 @@ class RolesMachine(RuleBasedStateMachine):
         before = self.image(loser)
         self.discard = split
         self.open_backup(loser)
-        for _ in range(data.draw(st.integers(0, 2), "cut short")):
-            self.catch_up_is_cut_short(
-                data.draw(st.integers(0, 15)),
-                data.draw(st.sampled_from(["cut", "backup", "primary"])),
-            )
+        for wait, what in cuts:
+            self.catch_up_is_cut_short(wait, what)
             assert self.image(loser) == before
         if self.side[loser] is None:
             self.open_backup(loser)
@@ -517,7 +543,7 @@ class RolesMachine(RuleBasedStateMachine):
         # On the wire: those blocks, hashes of all of them, a few records.
         assert self.cable[loser].sent <= len(since) * (BLOCK + 64) + 8192
         self.discard = False
-        if data.draw(st.booleans(), "commit"):
+        if commit:
             self.commit(self.acked[-1])
 
     def nothing_is_overwritten(self) -> None:
