@@ -69,7 +69,7 @@ class IllBackup(threading.Thread):
             with self.socket:
                 try:
                     self.answer(self, self.receive(HELLO) if self.listen else None)
-                except (EOFError, ConnectionError):
+                except (EOFError, OSError):
                     pass
                 except BaseException as error:
                     self.errors.append(error)

@@ -39,7 +39,7 @@ static void send_reply(int fd, uint64_t *s, struct wire *w,
                              .session = hello->session,
                              .length = REMUS_HELLO_REPLY_BYTES};
     remus_hello_reply_encode(&h, w->data + REMUS_REC_HEADER);
-    encode(w, &r, w->data + REMUS_REC_HEADER);
+    encode(w, &r);
     maybe_break(s, w);
     send_wire(fd, w);
 }
@@ -88,7 +88,7 @@ static void some_answer(uint64_t *s, uint64_t session,
         r.length = (uint32_t)(rnd(s) % 3000);
     for (uint32_t i = 0; i < r.length; i++)
         w->data[REMUS_REC_HEADER + i] = (unsigned char)rnd(s);
-    encode(w, &r, w->data + REMUS_REC_HEADER);
+    encode(w, &r);
     maybe_break(s, w);
 }
 

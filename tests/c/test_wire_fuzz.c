@@ -43,7 +43,7 @@ static void send_hello(int fd, uint64_t *s, struct wire *w)
                              .length = (uint32_t)n};
     if (s && rnd(s) % 20 == 0)
         r.length -= (uint32_t)(rnd(s) % n);
-    encode(w, &r, w->data + REMUS_REC_HEADER);
+    encode(w, &r);
     send_wire(fd, w);
 }
 
@@ -96,7 +96,7 @@ static void some_record(uint64_t *s, struct at *at, struct wire *w)
         r.flags = (uint8_t)(rnd(s) % 4);
     for (uint32_t i = 0; i < r.length; i += 64)
         w->data[REMUS_REC_HEADER + i] = (unsigned char)rnd(s);
-    encode(w, &r, w->data + REMUS_REC_HEADER);
+    encode(w, &r);
     if (!remus_record_counted(&r))
         return;
     at->number++;
@@ -128,7 +128,7 @@ static void step(int fd, struct wire *w, int flags, uint64_t epoch)
                              .flags = (uint8_t)flags,
                              .epoch = epoch,
                              .session = SESSION};
-    encode(w, &r, NULL);
+    encode(w, &r);
     send_wire(fd, w);
 }
 
@@ -188,7 +188,7 @@ static void good_primary(const char *path, struct wire *w)
                               .epoch = epoch,
                               .session = SESSION,
                               .number = reply.next_number};
-    encode(w, &r, NULL);
+    encode(w, &r);
     send_wire(fd, w);
     EXPECT(await(fd, REMUS_REC_ACK, &r, payload, sizeof payload) == 0);
     EXPECT(r.epoch == epoch);

@@ -67,11 +67,9 @@ struct wire {
     size_t len;
 };
 
-static inline void encode(struct wire *w, struct remus_record *r,
-                   const void *payload)
+/* Its payload is there already, behind the header. */
+static inline void encode(struct wire *w, struct remus_record *r)
 {
-    if (payload && r->length && payload != w->data + REMUS_REC_HEADER)
-        memcpy(w->data + REMUS_REC_HEADER, payload, r->length);
     r->payload_crc = r->length ? remus_crc32c(0, w->data + REMUS_REC_HEADER,
                                               r->length)
                                : 0;
