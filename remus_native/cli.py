@@ -315,9 +315,10 @@ def _swap(arguments: argparse.Namespace) -> int:
         ),
         lambda: f"swapping the roles of {resource.name}",
     )
+    hint = "no --swapped any more" if arguments.swapped else "use --swapped"
     print(
         f"{resource.name} swapped at checkpoint {result['checkpoint']}: this host is "
-        "the primary now, the other one the backup (use --swapped)"
+        f"the primary now, the other one the backup ({hint})"
     )
     return OK
 
