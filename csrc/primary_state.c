@@ -244,14 +244,13 @@ static void note_alone(remus_primary *p, int err)
     if ((!err && !before) || (p->state != REMUS_STATE_UNPROTECTED &&
                               p->state != REMUS_STATE_CONNECTING))
         return;
-    const char *away = p->lost_reason[0] ? p->lost_reason : "no backup yet";
     if (err)
         snprintf(text, sizeof text,
-                 "%.80s; writes fail, for without a backup a new generation "
-                 "must be stored: %.100s",
-                 away, p->alone_why);
+                 "no write passes while the backup is away: %.200s",
+                 p->alone_why);
     else
-        snprintf(text, sizeof text, "%.250s", away);
+        snprintf(text, sizeof text, "%.250s",
+                 p->lost_reason[0] ? p->lost_reason : "no backup yet");
     remus_primary_set_state(p, p->state, text);
 }
 

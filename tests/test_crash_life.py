@@ -195,7 +195,8 @@ class Life:
     def check(self, world: World) -> None:
         """What is offered is right, down to the bytes."""
         backup = TestBackup(world.clone())
-        offered = [n for n, _, _ in backup.checkpoints()]
+        listed = backup.checkpoints()
+        offered = [n for n, _, _ in listed]
         state = backup.state()
         if not offered:
             assert self.may_lack, "checkpoints were forgotten"
@@ -205,6 +206,12 @@ class Life:
             assert caught.value.errno == errno.EINVAL
             backup.abandon()
             return
+        committed = listed[0][2]
+        if not committed:
+            # A copy, and epochs on it of which none is committed yet.
+            assert self.may_lack and not self.durable
+            with pytest.raises(Failed, match="none is committed"):
+                backup.promote()
         backup.abandon()
         known = dict(self.at)
         if self.old is not None:
@@ -214,7 +221,8 @@ class Life:
             known[offered[-1]] = self.sent
         assert set(offered) <= set(known), "from nowhere"
         assert offered == [n for n in known if offered[0] <= n <= offered[-1]]
-        assert self.durable <= offered[0] <= max(self.given, self.durable)
+        if committed:
+            assert self.durable <= offered[0] <= max(self.given, self.durable)
         assert offered[-1] >= self.acked
         for epoch in offered:
             twin = world.clone()

@@ -68,12 +68,12 @@ int main(void)
         EXPECT(remus_primary_pwrite(t.p, 0, "refused", 7, 4096) == -ENOSPC);
         CHECK(remus_primary_status(t.p, &s));
         EXPECT(s.state == REMUS_STATE_UNPROTECTED);
-        EXPECT(strstr(s.reason, "writes fail"));
+        EXPECT(strstr(s.reason, "no write passes"));
         EXPECT(strstr(s.reason, "No space left"));
         atomic_store(&fail_state, 0);
         write_at_last(&t, "alone", 8192);
         CHECK(remus_primary_status(t.p, &s));
-        EXPECT(!strstr(s.reason, "writes fail"));
+        EXPECT(!strstr(s.reason, "no write passes"));
         pair_open_backup(&t, NULL);
         CHECK(remus_primary_wait_protected(t.p, 20000));
         CHECK(remus_primary_pwrite(t.p, 0, "both", 4, 16384));
