@@ -279,7 +279,8 @@ REMUS_API int remus_drbd_preresume(remus_drbd *dev, int64_t timeout_ms);
  * nodes it takes a few microseconds.  A wait inside the kernel's driver ends
  * only by a signal or by its own limit of 2 x ping-timeout; no signal is
  * ever sent unless remus_drbd_cancel_signal() named one.  Blocks at most
- * 0.1 s.
+ * 0.1 s; on a node whose server hangs, as long as that does (a group's
+ * cancel does not).
  * Errors: -EINPROGRESS the wait is still in the driver, which will end it.
  */
 REMUS_API int remus_drbd_cancel(remus_drbd *dev);

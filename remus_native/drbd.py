@@ -246,7 +246,9 @@ class DrbdDisk:
         """End the `preresume` that another thread is in.
 
         It raises `CheckpointCancelled`.  On one of our nodes that takes
-        microseconds; inside the kernel's driver see ``cancel_signal``.
+        microseconds, unless the node's server hangs (`CheckpointDevices.cancel`
+        does not hang with it); inside the kernel's driver see
+        ``cancel_signal``.
         """
         raw = self._raw
         if raw is not None:

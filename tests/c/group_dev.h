@@ -26,7 +26,8 @@ struct dev {
     int calls;      /* lock: of preresume */
 };
 
-static inline int dev_post(void *opaque, const void *tag, size_t len, uint64_t *epoch)
+static inline int dev_post(void *opaque, const void *tag, size_t len,
+                           uint64_t *epoch)
 {
     struct dev *d = opaque;
     (void)tag;
@@ -95,8 +96,8 @@ static inline void dev_cancel(void *opaque)
     pthread_mutex_unlock(&d->lock);
 }
 
-static const struct remus_device_ops dev_ops = {dev_post, dev_pre, dev_commit,
-                                            dev_cancel};
+static const struct remus_device_ops dev_ops = {dev_post, dev_pre,
+                                                dev_commit, dev_cancel};
 
 static inline void dev_init(struct dev *d)
 {
