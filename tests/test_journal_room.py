@@ -12,6 +12,7 @@ import errno
 import os
 from pathlib import Path
 
+import formats
 import pytest
 from crash_checks import checkpoints_of
 from crash_model import (
@@ -154,3 +155,50 @@ def test_memory_does_not_grow_with_the_number_of_epochs():
     grown = resident() - start
     backup.abandon()
     assert grown < 4 << 20, f"{grown >> 20} MiB"
+
+
+# ---- a journal with nothing left in it -----------------------------------------
+
+
+def emptied() -> tuple[World, Model]:
+    """All is applied, and no segment is left that a recovery would read."""
+    world, model, backup = prepared(3)
+    model.commit(backup, model.acked)
+    model.apply(backup)
+    backup.close()
+    TestBackup(world).close()
+    world.crash("lose")
+    state = formats.superblock(world.read_file(b"/state/backup.state", 8192), "guest0")
+    assert state["applied"] == state["last_epoch"] == model.acked
+    # The copy's barrier, and three epochs of a write and a barrier.
+    assert (state["number"], state["next_number"]) == (7, 8)
+    return world, model
+
+
+def test_numbers_go_on_where_nothing_is_left_to_read():
+    world, model = emptied()
+    backup = TestBackup(world)
+    model.begin(backup)
+    model.write(backup, 0, b"next", 0)
+    model.barrier(backup, b"")  # it checks the number
+    backup.abandon()
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_session_that_follows_one_without_a_barrier(end):
+    """The barrier that the second one names is in the superblock alone."""
+    world, model = emptied()
+    backup = TestBackup(world)
+    model.begin(backup)
+    backup.write(0, b"never closed", 0)
+    backup.checkpoint()
+    model.reconnect(backup)
+    model.write(backup, 0, b"closed", 0)
+    epoch = model.barrier(backup, b"")
+    backup.abandon()
+    world.crash(end, 1)
+    assert checkpoints_of(world.clone())[-1][0] == epoch
+    backup = TestBackup(world)
+    assert backup.promote(epoch) == epoch
+    backup.abandon()
+    assert world.disks() == model.at[epoch]
