@@ -2,7 +2,9 @@
 /*
  * The backup of one resource, inside.  One job a file:
  *   super.c         the superblock: what survives, two alternating slots
- *   backup.c        open, recover, status, close
+ *   backup.c        open, status, close
+ *   backup_recover.c  what the journal holds at the start
+ *   backup_hello.c  sessions: whose, from where on, with how much room
  *   backup_log.c    receive: records, barriers, commits into the journal
  *   backup_apply.c  apply, checkpoint, copy: out of the journal
  *   backup_promote.c  failover
@@ -231,7 +233,10 @@ int remus_backup_check_well(remus_backup *b);
 /* Keep the reason of a final failure (lock not held); returns err. */
 int remus_backup_failed(remus_backup *b, int err);
 
-/* backup_log.c; all take `lock` themselves unless said otherwise */
+/* backup_recover.c: list what the journal holds (before any thread). */
+int remus_backup_recover(remus_backup *b);
+
+/* backup_hello.c; all take `lock` themselves unless said otherwise */
 int remus_backup_session_begin(remus_backup *b, const struct remus_hello *h,
                                uint64_t session,
                                struct remus_hello_reply *reply);
@@ -241,6 +246,15 @@ void remus_backup_session_end(remus_backup *b);
 void remus_backup_note_heard(remus_backup *b, uint64_t older_s);
 /* Counted records follow, first `epoch`, with what the disks lack. */
 int remus_backup_catch_up(remus_backup *b, uint64_t epoch, uint64_t bytes);
+/* Forget what no barrier closed, so that it keeps no segment in use (lock
+ * and the journal's sync_lock held). */
+void remus_backup_drop_open(remus_backup *b);
+/* Is nothing left but the reserve?  (lock held) */
+int remus_backup_short_of_room(const remus_backup *b);
+/* What the primary may spend in its session, up to now (lock held). */
+uint64_t remus_backup_credit(const remus_backup *b);
+
+/* backup_log.c; all take `lock` themselves unless said otherwise */
 /* A counted record.  `header` as it came; payload proven by the caller. */
 int remus_backup_record(remus_backup *b,
                         const unsigned char header[REMUS_REC_HEADER],
@@ -253,11 +267,6 @@ int remus_backup_commit_record(remus_backup *b, uint64_t epoch,
                                int from_primary);
 /* `epoch` is committed (lock held; its epoch is listed). */
 void remus_backup_note_commit(remus_backup *b, uint64_t epoch);
-/* Forget what no barrier closed, so that it keeps no segment in use (lock
- * and the journal's sync_lock held). */
-void remus_backup_drop_open(remus_backup *b);
-/* Is nothing left but the reserve?  (lock held) */
-int remus_backup_short_of_room(const remus_backup *b);
 /* Let b->merge tell where the newest data of all closed epochs lies
  * (apply_lock held; session thread). */
 int remus_backup_collect_closed(remus_backup *b);
