@@ -66,6 +66,7 @@ class Device:
         self.fail: dict[str, str] = {}
         self.number = 0
         self.hang = False
+        self.gate: threading.Event | None = None
         self.caller = threading.get_ident()
         self.taken = False  # the caller itself is in a wait that hangs
         self.inside, self.heard, self.go_on = (threading.Event() for _ in range(3))
@@ -84,7 +85,9 @@ class Device:
         return self.number
 
     def preresume(self, timeout_s: float | None = None) -> None:
-        hang = self.hang
+        hang, gate = self.hang, self.gate
+        if gate is not None:
+            assert gate.wait(20)
         self._do("preresume")
         if not hang:
             return
@@ -120,7 +123,9 @@ class Native(Device):
 
 
 class Sync:
-    """Calls the layer as it is."""
+    """Calls the layer as it is, and takes part in the wait."""
+
+    begins = False
 
     def __init__(self, found: list[int], subkinds: list[Subkind]) -> None:
         self.sync = CheckpointDevices(found, subkinds=subkinds)
@@ -135,6 +140,8 @@ class Sync:
 
 class Async(Sync):
     """Awaits the layer, on a loop of its own."""
+
+    begins = True
 
     def __init__(self, found: list[int], subkinds: list[Subkind]) -> None:
         self.layer = AsyncCheckpointDevices(found, subkinds=subkinds)
@@ -202,6 +209,7 @@ class LayerMachine(RuleBasedStateMachine):
         for i, device in enumerate(self.devices):
             device.fail = {phase: failing[i]} if i in failing else {}
             device.hang = False
+            device.gate = None
         self.calls.clear()
         return failing
 
@@ -306,7 +314,10 @@ class LayerMachine(RuleBasedStateMachine):
             self.devices[i].go_on.set()
             self.inside.discard(i)
         able = asked.intersection(self.scripted) - set(failing)
-        if hanging in able:
+        first = min(asked, default=0)
+        if hanging in able and (
+            self.run.begins or hanging == first or first in self.scripted
+        ):
             self.hang(hanging, asked, failing)
         else:
             self.expect("preresume", failing, 20)
@@ -319,8 +330,15 @@ class LayerMachine(RuleBasedStateMachine):
             self.complete = self.sent
 
     def hang(self, who: int, asked: set[int], failing: dict[int, str]) -> None:
-        """All answer but one; then the wait is cancelled."""
-        device = self.devices[who]
+        """All answer but one; then the wait is cancelled.
+
+        A caller that waits itself takes the first one, and would go on to
+        the others if it did not find that one's gate shut until a thread has
+        the device that hangs.
+        """
+        device, first = self.devices[who], min(asked)
+        if not self.run.begins and who != first:
+            self.devices[first].gate = device.inside
         device.hang, device.taken = True, False
         for event in (device.inside, device.heard, device.go_on):
             event.clear()
@@ -329,6 +347,7 @@ class LayerMachine(RuleBasedStateMachine):
         failing[who] = "cancelled"
         self.expect("preresume", failing, 20)
         canceller.join()
+        assert device.taken == (not self.run.begins and who == first)
         if not device.taken:
             self.inside.add(who)
 
