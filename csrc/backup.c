@@ -39,7 +39,7 @@ uint64_t remus_backup_stable(const remus_backup *b)
 
 int remus_backup_committed(const remus_backup *b)
 {
-    return b->super.role != REMUS_SUPER_SYNCED ||
+    return !remus_super_uncommitted(b->super.role) ||
            b->committed > b->super.base;
 }
 
@@ -47,7 +47,8 @@ int remus_backup_consistent(const remus_backup *b)
 {
     switch (b->super.role) {
     case REMUS_SUPER_SYNCED:
-        /* An epoch on top of the copy is whole with it, committed or not. */
+        return b->committed > b->super.base;
+    case REMUS_SUPER_JOINED:
         return b->prepared > b->super.base;
     case REMUS_SUPER_BACKUP:
     case REMUS_SUPER_PROMOTING:
@@ -193,7 +194,7 @@ static int recover(remus_backup *b)
     b->next_number = s->next_number;
     b->session_start = 1;
     b->fenced = remus_super_promoted(s);
-    if (s->role != REMUS_SUPER_SYNCED && s->role != REMUS_SUPER_BACKUP &&
+    if (!remus_super_follows(s->role) &&
         s->role != REMUS_SUPER_PROMOTING) {
         remus_journal_drop(&b->journal, s->tail);
         return 0;
