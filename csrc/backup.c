@@ -49,7 +49,7 @@ uint64_t remus_backup_stable(const remus_backup *b)
 
 int remus_backup_committed(const remus_backup *b)
 {
-    return b->super.role != REMUS_SUPER_SYNCED ||
+    return !remus_super_uncommitted(b->super.role) ||
            b->committed > b->super.base;
 }
 
@@ -57,7 +57,8 @@ int remus_backup_consistent(const remus_backup *b)
 {
     switch (b->super.role) {
     case REMUS_SUPER_SYNCED:
-        /* An epoch on top of the copy is whole with it, committed or not. */
+        return b->committed > b->super.base;
+    case REMUS_SUPER_JOINED:
         return b->prepared > b->super.base;
     case REMUS_SUPER_BACKUP:
     case REMUS_SUPER_PROMOTING:
@@ -192,8 +193,7 @@ static int check_disks(remus_backup *b)
     if (b->super.role == REMUS_SUPER_PROMOTED || b->look)
         return 0;
     b->disk_bytes = total;
-    int counts = b->super.role == REMUS_SUPER_SYNCED ||
-                 b->super.role == REMUS_SUPER_BACKUP ||
+    int counts = remus_super_follows(b->super.role) ||
                  b->super.role == REMUS_SUPER_PROMOTING;
     if (!counts || total >= b->super.bytes)
         return 0;

@@ -41,16 +41,31 @@
 enum remus_backup_role {
     REMUS_SUPER_EMPTY = 0,     /* never had a primary: Inconsistent */
     REMUS_SUPER_COPYING = 1,   /* a copy writes to the disks: Inconsistent */
-    REMUS_SUPER_SYNCED = 2,    /* copied; consistent at prepared epochs > base
-                                  only, until one of them is committed */
+    REMUS_SUPER_SYNCED = 2,    /* copied; consistent once an epoch > base is
+                                  committed */
     REMUS_SUPER_BACKUP = 3,    /* consistent at `applied` and later ones */
     REMUS_SUPER_PROMOTING = 4, /* will be at `target`, nothing else */
     REMUS_SUPER_PROMOTED = 5,  /* is at `target`; never replays */
     REMUS_SUPER_LEFT = 6,      /* a primary took it over since: its state is
                                   what counts */
-    REMUS_SUPER_FOREIGN = 7    /* the disks are as a primary left them: no
+    REMUS_SUPER_FOREIGN = 7,   /* the disks are as a primary left them: no
                                   checkpoint; another one may overwrite them */
+    REMUS_SUPER_JOINED = 8     /* was FOREIGN; the disks are not written to
+                                  before a commit, and consistent with each
+                                  prepared epoch > base on top of them */
 };
+
+/* SYNCED, JOINED: nothing was ever committed on top of these disks. */
+static inline int remus_super_uncommitted(uint32_t role)
+{
+    return role == REMUS_SUPER_SYNCED || role == REMUS_SUPER_JOINED;
+}
+
+/* Can they follow a primary through the journal? */
+static inline int remus_super_follows(uint32_t role)
+{
+    return remus_super_uncommitted(role) || role == REMUS_SUPER_BACKUP;
+}
 
 /*
  * The superblock, state_dir/backup.state: two slots of 4096 bytes, slot

@@ -239,12 +239,12 @@ static int checkpoint_held(remus_backup *b)
     s.next_number = b->next_number;
     if (b->expect_epoch)
         s.heard = remus_backup_now_s(b);
-    if (s.role == REMUS_SUPER_SYNCED && s.applied > s.base)
+    if (remus_super_uncommitted(s.role) && s.applied > s.base)
         s.role = REMUS_SUPER_BACKUP;
     int todo = (s.applied != b->super.applied || s.tail != b->super.tail ||
                 s.role != b->super.role) &&
                !b->fenced &&
-               (s.role == REMUS_SUPER_SYNCED || s.role == REMUS_SUPER_BACKUP);
+               remus_super_follows(s.role);
     if (err)
         remus_fail(err, "the backup has failed: %s", b->reason);
     pthread_mutex_unlock(&b->lock);
@@ -324,7 +324,7 @@ int remus_backup_adopt(remus_backup *b)
     struct remus_super s = b->super;
     s.lineage = b->session_lineage;
     if (s.role == REMUS_SUPER_FOREIGN)
-        s.role = REMUS_SUPER_SYNCED; /* consistent with a later commit */
+        s.role = REMUS_SUPER_JOINED; /* consistent with a later epoch */
     int todo = s.role != b->super.role ||
                memcmp(&s.lineage, &b->super.lineage, sizeof s.lineage);
     s.heard = remus_backup_now_s(b);

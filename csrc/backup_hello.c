@@ -278,7 +278,7 @@ void remus_backup_note_heard(remus_backup *b, uint64_t older_s)
     pthread_mutex_lock(&b->lock);
     struct remus_super s = b->super;
     int todo = !b->failed && !b->fenced && b->expect_epoch &&
-               (s.role == REMUS_SUPER_SYNCED || s.role == REMUS_SUPER_BACKUP);
+               remus_super_follows(s.role);
     s.heard = remus_backup_now_s(b);
     pthread_mutex_unlock(&b->lock);
     if (todo && s.heard > b->super.heard + older_s)
@@ -320,8 +320,7 @@ static int check_catch_up(remus_backup *b, uint64_t epoch)
         err = remus_fail(-EROFS, "this backup is being promoted");
     else if (b->copying || b->expect_epoch || epoch <= b->last_epoch ||
              epoch > REMUS_NUMBER_MAX ||
-             (b->super.role != REMUS_SUPER_SYNCED &&
-              b->super.role != REMUS_SUPER_BACKUP &&
+             (!remus_super_follows(b->super.role) &&
               b->super.role != REMUS_SUPER_FOREIGN))
         err = remus_fail(-EBADMSG,
                          "a catch-up with epoch %llu; epochs up to %llu are "

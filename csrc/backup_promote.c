@@ -94,16 +94,15 @@ static uint64_t default_checkpoint(const remus_backup *b)
     return b->committed;
 }
 
-/* A copy that no commit followed is none (lock held). */
+/* Disks on top of which nothing was committed are none (lock held). */
 static int check_committed(const remus_backup *b, uint64_t m)
 {
     char names[160];
     if (m != b->committed || remus_backup_committed(b))
         return 0;
     return remus_fail(-EINVAL,
-                      "promote: since the disks were copied none is "
-                      "committed: name one of those that are prepared; "
-                      "checkpoints are %s",
+                      "promote: since the fail-back none is committed: name "
+                      "one of those that are prepared; checkpoints are %s",
                       choices(b, names, sizeof names));
 }
 

@@ -159,7 +159,7 @@ int remus_backup_recover(remus_backup *b)
     b->next_number = s->next_number;
     b->session_start = 1;
     b->fenced = remus_super_promoted(s);
-    if (s->role != REMUS_SUPER_SYNCED && s->role != REMUS_SUPER_BACKUP &&
+    if (!remus_super_follows(s->role) &&
         s->role != REMUS_SUPER_PROMOTING) {
         remus_journal_drop(&b->journal, s->tail);
         return 0;

@@ -42,7 +42,7 @@ static int on_commit(struct remus_backup_net *net,
     if (err)
         return err;
     pthread_mutex_lock(&b->lock);
-    int first = b->super.role == REMUS_SUPER_SYNCED;
+    int first = remus_super_uncommitted(b->super.role);
     /* The applier was too slow: barriers eat up the reserve.  A later ack
      * is better than no room for the next barrier. */
     int now = first || remus_backup_short_of_room(b);

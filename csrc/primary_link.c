@@ -21,6 +21,7 @@ typedef unsigned long long ull;
 
 #define RATE_WINDOW_NS 20000000u
 #define QUEUE_MIN (1u << 20)
+#define LAST_WORDS_MS 100
 
 static uint64_t now_ns(const remus_primary *p)
 {
@@ -391,22 +392,33 @@ static int send_some(remus_primary *p, int *fd)
     return rc;
 }
 
-/* A backup that ends the connection says why before it does: that comes
- * first, if it has arrived. */
-static void send_failed(remus_primary *p, int fd, int err)
+static int link_is(remus_primary *p, int fd)
+{
+    pthread_mutex_lock(&p->lock);
+    int is = p->fd == fd && p->stats.connected;
+    pthread_mutex_unlock(&p->lock);
+    return is;
+}
+
+/*
+ * A backup that ends the connection says why before it does: that comes
+ * first, if it has arrived.  Whoever receives now hears it, and declares the
+ * loss; else we do.
+ */
+static void hear_last_words(remus_primary *p, int fd)
 {
     struct pollfd pf = {.fd = fd, .events = POLLIN};
-    int more = 1;
-    pthread_mutex_lock(&p->rx_lock);
-    while (more) {
-        pthread_mutex_lock(&p->lock);
-        more = p->fd == fd && p->stats.connected;
-        pthread_mutex_unlock(&p->lock);
-        more = more && poll(&pf, 1, 0) > 0 && receive(p, fd, 0) == 0;
+    for (int ms = 0; ms < LAST_WORDS_MS && link_is(p, fd); ms++) {
+        if (pthread_mutex_trylock(&p->rx_lock)) {
+            nanosleep(&(struct timespec){0, 1000000}, NULL);
+            continue;
+        }
+        while (link_is(p, fd) && poll(&pf, 1, 0) > 0 &&
+               receive(p, fd, 0) == 0)
+            ;
+        pthread_mutex_unlock(&p->rx_lock);
+        return;
     }
-    pthread_mutex_unlock(&p->rx_lock);
-    remus_primary_link_lost(p, "backup lost: send: %s",
-                            remus_errno_text(err));
 }
 
 void *remus_primary_sender_main(void *arg)
@@ -418,8 +430,11 @@ void *remus_primary_sender_main(void *arg)
     for (;;) {
         int fd;
         int rc = send_some(p, &fd);
-        if (rc < 0)
-            send_failed(p, fd, rc);
+        if (rc < 0) {
+            hear_last_words(p, fd);
+            remus_primary_link_lost(p, "backup lost: send: %s",
+                                    remus_errno_text(rc));
+        }
         measure(p, &rate, rc == 1);
         if (atomic_load(&p->room_wanted)) {
             pthread_mutex_lock(&p->lock);

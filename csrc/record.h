@@ -136,7 +136,7 @@ uint64_t remus_record_cost(const struct remus_record *r);
 enum remus_content {
     REMUS_CONTENT_NONE,      /* never a copy */
     REMUS_CONTENT_PARTIAL,   /* a copy was begun and cut short */
-    REMUS_CONTENT_COMPLETE,  /* all up to `held`, but nothing committed */
+    REMUS_CONTENT_COMPLETE,  /* all up to `held`, but no checkpoint */
     REMUS_CONTENT_CONSISTENT, /* all up to `held`, and a checkpoint */
     /* No writes of this primary are taken as yet: */
     REMUS_CONTENT_PROMOTED,  /* it went on by itself from `held`, an epoch of

@@ -45,7 +45,7 @@ static int decode(const unsigned char *p, const char *resource,
     s->cp.tag_len = remus_get32(p + 132);
     memcpy(s->cp.tag, p + 136, REMUS_TAG_MAX);
     return remus_lineage_decode(p + LINEAGE_AT, &s->lineage) &&
-           s->role <= REMUS_SUPER_FOREIGN && s->cp.tag_len <= REMUS_TAG_MAX;
+           s->role <= REMUS_SUPER_JOINED && s->cp.tag_len <= REMUS_TAG_MAX;
 }
 
 void remus_super_descend(const struct remus_super *s,

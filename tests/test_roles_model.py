@@ -623,7 +623,7 @@ def test_two_hosts_through_all_of_it():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_hosts_through_all_of_it_at_length():
-    run(150, 50)
+    run(100, 40)
     assert set(RolesMachine.did) >= {
         ("promoted", "asked"),
         ("promoted", "forced"),
