@@ -283,6 +283,7 @@ static int start_stream(remus_primary *p, int fd, uint64_t session,
         slot = remus_primary_begin_plan(p, reply, plan, &r);
         /* Of every barrier it is known by now whether it arrived. */
         safe = remus_primary_take_waiters(p, p->acked);
+        remus_primary_note_heard(p, safe);
         gone = remus_primary_take_waiters(p, UINT64_MAX);
         p->resumed = 0;
         if (plan == REMUS_PLAN_CATCH_UP)

@@ -258,6 +258,8 @@ struct remus_primary {
     uint64_t rx_left_ns;          /* when the last caller stopped being it */
     uint64_t node_barrier;        /* newest barrier of the ioctl session; 0 */
     int node_empty;               /* was its epoch empty */
+    uint64_t node_heard;          /* newest one of the ioctl session that an
+                                     ioctl 30 was told to be safe; 0 */
     struct remus_status stats;    /* the counters in it */
 
     /* The engine's until it sets fd; then its sending side is send_lock's,
@@ -394,6 +396,8 @@ int remus_primary_wait_for(remus_primary *p,
 /* Take every waiter up to `epoch` off the list (lock held). */
 struct remus_waiter *remus_primary_take_waiters(remus_primary *p,
                                                 uint64_t epoch);
+/* These waiters will hear that their epochs are safe (lock held). */
+void remus_primary_note_heard(remus_primary *p, const struct remus_waiter *w);
 /* Answer waiters that were taken off (no lock held). */
 void remus_primary_answer(remus_primary *p, struct remus_waiter *w,
                           int result);

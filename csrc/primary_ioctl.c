@@ -9,6 +9,20 @@
 #include "error.h"
 #include "primary_int.h"
 
+/*
+ * The newest checkpoint that the toolstack knows to be safe.  One whose ack
+ * came too late for its ioctl 30, or that nobody asked for, is not: what
+ * became of its memory nobody has said.  After an empty epoch libxl sends no
+ * 30.  (lock held)
+ */
+static uint64_t complete(const remus_primary *p)
+{
+    return p->node_empty && p->node_barrier > p->node_heard &&
+                   p->node_barrier <= p->acked
+               ? p->node_barrier
+               : p->node_heard;
+}
+
 int remus_primary_ioctl_send(remus_primary *p, unsigned int volume,
                              uint64_t tag)
 {
@@ -31,7 +45,8 @@ int remus_primary_ioctl_send(remus_primary *p, unsigned int volume,
         /* This interface has no commit: asking for the next checkpoint says
          * that the one before is complete. */
         int ignored;
-        first = remus_primary_reserve_commit(p, &commit, p->acked, &ignored);
+        first = remus_primary_reserve_commit(p, &commit, complete(p),
+                                             &ignored);
         second = remus_primary_close_epoch(p, &barrier, REMUS_CP_IOCTL,
                                            (size_t)len, &empty, &err);
         if (second) {

@@ -98,6 +98,7 @@ static int on_progress(remus_primary *p, const struct remus_record *r)
         p->progress_ns = now_ns(p);
         p->progress_spent = p->spent;
         w = remus_primary_take_waiters(p, p->acked);
+        remus_primary_note_heard(p, w);
     }
     if (r->offset > p->stable) {
         p->stable = r->offset;

@@ -60,8 +60,10 @@ void remus_primary_ioctl_release(remus_primary *p, unsigned int volume)
      * join a barrier that is older than the writes before it. */
     p->node_barrier = 0;
     p->volumes[volume].joined = 0;
-    if (--p->node_users == 0)
+    if (--p->node_users == 0) {
+        p->node_heard = 0;
         session_ends(p, 1);
+    }
     pthread_mutex_unlock(&p->lock);
 }
 

@@ -60,6 +60,13 @@ struct remus_waiter *remus_primary_take_waiters(remus_primary *p,
     return take_if(p, up_to, epoch);
 }
 
+void remus_primary_note_heard(remus_primary *p, const struct remus_waiter *w)
+{
+    for (; w; w = w->next)
+        if (w->id && w->epoch > p->node_heard)
+            p->node_heard = w->epoch;
+}
+
 int remus_primary_holds(const remus_primary *p)
 {
     return p->hold && !p->resumed && !p->stopping &&
@@ -180,6 +187,8 @@ int remus_primary_ioctl_wait(remus_primary *p, unsigned int volume,
     else if (v->joined && p->acked < v->joined)
         rc = p->stats.connected || remus_primary_holds(p) ? park(p, &w)
                                                           : -EPROTO;
+    if (!rc)
+        remus_primary_note_heard(p, &w);
     pthread_mutex_unlock(&p->lock);
     return rc;
 }

@@ -204,7 +204,7 @@ class _Log:
 def recover(state: dict[str, int], files: list[bytes], resource: str) -> Recovered:
     """What the superblock and the segment files say together."""
     log = _Log(state)
-    if state["role"] not in (2, 3, 4):
+    if state["role"] not in (2, 3, 4, 8):
         return log.found
     for seq in range(state["tail"], state["tail"] + len(files)):
         data = files[seq % len(files)]

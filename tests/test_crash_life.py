@@ -273,7 +273,7 @@ def held_together(world: World) -> Disks:
         )
     except (Failed, formats.Invalid):
         return world.disks()
-    if state["role"] in (2, 3):
+    if state["role"] in (2, 3, 8):
         files = [
             world.read_file(b"/state/journal/segment.%04d" % i, SEGMENT)
             for i in range(SEGMENTS)

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from backup_process import BackupProcess
+from test_life import until
 
 from remus_native import (
     ConfigError,
@@ -406,6 +407,38 @@ def test_send_wait_and_commit(mounted):
     assert fcntl.ioctl(fd, COMMIT, 0) == 0
     status = m.pair.primary.status()
     assert status.committed_epoch == status.prepared_epoch
+
+
+def test_only_what_the_toolstack_knows_to_be_safe_is_committed_by_the_next(mounted):
+    """A 20 whose 30 never came, or came too late, says nothing about memory."""
+    m = mounted()
+    primary, writer = m.pair.primary, m.open()
+    fd = m.open(flags=os.O_RDONLY)
+
+    def acked(epoch):
+        until(lambda: primary.status().prepared_epoch >= epoch)
+
+    def send(data):
+        if data:
+            os.pwrite(writer, data, 0)
+        assert fcntl.ioctl(fd, SEND, 0) == (0 if data else 1)
+        epoch = primary.status().open_epoch - 1
+        acked(epoch)
+        return epoch, primary.status().committed_epoch
+
+    first, _ = send(b"first")
+    assert fcntl.ioctl(fd, WAIT, 0) == 0
+    second, committed = send(b"second")
+    assert committed == first
+    third, committed = send(b"third")  # nobody waited for the second
+    assert committed == first
+    assert fcntl.ioctl(fd, WAIT, 0) == 0
+    empty, committed = send(b"")
+    assert committed == third > second
+    _, committed = send(b"more")  # an empty one needs no 30
+    assert committed == empty
+    assert fcntl.ioctl(fd, WAIT, 0) == 0
+    m.failed_over()
 
 
 @pytest.mark.parametrize("number", [0, 19, 21, 31, 41, 0x80081272, 0x5401])
