@@ -252,7 +252,10 @@ class Outcome:
         """Two columns for a person."""
         promote = seconds_text(self.promote_s)
         if self.command_s is not None:
-            promote += f" ({seconds_text(self.command_s)} for the whole command)"
+            promote += (
+                f" ({seconds_text(self.command_s)} for the whole command, which "
+                "first lets the primary count as lost)"
+            )
         rows = [
             (
                 "checkpoints taken",

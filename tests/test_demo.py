@@ -336,4 +336,4 @@ def test_the_account_can_be_read() -> None:
     assert len({len(re.match(r"  .*?\S {2,}", line)[0]) for line in lines}) == 1  # type: ignore[index]
     assert "checkpoints taken  3, one every 25 ms" in text
     assert "pause p99          10 ms" in text
-    assert "time to promote    12.3 ms (100 ms for the whole command)" in text
+    assert "time to promote    12.3 ms (100 ms for the whole command, " in text
