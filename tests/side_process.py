@@ -254,10 +254,11 @@ class Cable:
                 to.sendall(data)
         with self._lock:
             self._lock.wait_for(lambda: source not in self._held)
-        self._end((source, to))
+        # What a primary sent before it was gone still arrives.
+        self._end((source, to) if count else (to,))
 
     @staticmethod
-    def _end(pair: tuple[socket.socket, socket.socket]) -> None:
+    def _end(pair: tuple[socket.socket, ...]) -> None:
         for one in pair:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
