@@ -295,9 +295,9 @@ int remus_backup_compare(remus_backup *b, const struct remus_record *r,
 int remus_backup_check_hashes(const remus_backup *b,
                               const struct remus_record *r);
 /*
- * Read a piece of a disk that is not given free.  Blocks that the disk can't give
- * are zero then, and count as different: `bits` from block `first` on.  So
- * they are sent again, and writing a block is what may mend it.
+ * Read a piece of a disk that is not given free.  Blocks that the disk can't
+ * give are zero then, and count as different: `bits` from block `first` on.
+ * So they are sent again, and writing a block is what may mend it.
  */
 int remus_backup_read_piece(remus_backup *b, const struct remus_disk *d,
                             unsigned char *buf, size_t len, uint64_t offset,

@@ -223,7 +223,7 @@ void remus_dirty_forget_all(struct remus_dirty *d)
     }
 }
 
-/* ---- catching up ---------------------------------------------------------- */
+/* ---- catching up -------------------------------------------------------- */
 
 /* Take the bits of a set into the work to do. */
 static void add_set(struct remus_dirty *d, const struct remus_dirty_set *s)
@@ -347,7 +347,7 @@ int remus_dirty_test(const struct remus_dirty *d, unsigned int volume,
     return 0;
 }
 
-/* ---- open and close --------------------------------------------------------- */
+/* ---- open and close ----------------------------------------------------- */
 
 static int lay_out(struct remus_dirty *d, const uint64_t *sizes,
                    unsigned int volumes)

@@ -43,9 +43,10 @@
  * generation is the primary's, and either `clean` is right or the boot id is
  * that of the running machine and everything is still mounted as it was:
  * after a power loss, or when a file system failed, any part of it or of the
- * images may have been written.  Nor can it be believed if an image was written to
- * since the clean close.  The clean mark is taken away durably before the
- * first bit is set, and made after the disks and the map were synced.
+ * images may have been written.  Nor can it be believed if an image was
+ * written to since the clean close.  The clean mark is taken away durably
+ * before the first bit is set, and made after the disks and the map were
+ * synced.
  */
 #ifndef REMUS_DIRTY_H
 #define REMUS_DIRTY_H

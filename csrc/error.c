@@ -18,7 +18,11 @@ static size_t utf8(const unsigned char *p)
 {
     if (*p < 0x80)
         return *p >= 0x20 && *p != 0x7f;
-    size_t n = *p < 0xc2 ? 0 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : *p < 0xf5 ? 4 : 0;
+    size_t n = *p < 0xc2   ? 0
+               : *p < 0xe0 ? 2
+               : *p < 0xf0 ? 3
+               : *p < 0xf5 ? 4
+                           : 0;
     for (size_t i = 1; i < n; i++)
         if (p[i] < 0x80 || p[i] > 0xbf)
             return 0; /* the end of the text, too */

@@ -47,7 +47,7 @@ static uint64_t now_ns(const struct remus_lobby *l)
     return l->config.io->now_ns(l->config.io);
 }
 
-/* ---- leaving -------------------------------------------------------------- */
+/* ---- leaving ------------------------------------------------------------ */
 
 static void note(struct remus_lobby *l, const char *source, int cause,
                  const char *text)
@@ -118,7 +118,7 @@ static void make_room(struct remus_lobby *l, const char *source)
          "too many connections at once: it made room for another");
 }
 
-/* ---- one guest's next step --------------------------------------------------- */
+/* ---- one guest's next step ---------------------------------------------- */
 
 /* It did what its step waits for: 1: admit it; 0: it waits on; < 0: drop it,
  * for *cause, with a text. */
@@ -181,7 +181,7 @@ static void expire(struct remus_lobby *l, uint64_t now)
     }
 }
 
-/* ---- accepting --------------------------------------------------------------- */
+/* ---- accepting ---------------------------------------------------------- */
 
 /* 0; 1: nobody else is there now. */
 static int accept_one(struct remus_lobby *l)

@@ -376,7 +376,7 @@ static int connect_backup(remus_primary *p, enum remus_plan *plan,
     return err;
 }
 
-/* ---- the engine: watching -------------------------------------------------------------- */
+/* ---- the engine: watching ----------------------------------------------- */
 
 static void send_ping(remus_primary *p)
 {

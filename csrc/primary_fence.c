@@ -162,7 +162,7 @@ void remus_primary_answer_ask(remus_primary *p, int flags)
     reply_to_ask(p, yes && !err, epoch, why);
 }
 
-/* ---- being failed away from -------------------------------------------------- */
+/* ---- being failed away from --------------------------------------------- */
 
 /* The backup went on from our own generation: all that we have more than it
  * came after the checkpoint it was promoted to, and was never promised. */

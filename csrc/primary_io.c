@@ -314,7 +314,7 @@ static void release(remus_primary *p, struct remus_request *q)
     range_give(p, &p->volumes[q->volume], &q->range);
 }
 
-/* ---- parking ------------------------------------------------------------------ */
+/* ---- parking ------------------------------------------------------------ */
 
 void remus_primary_kick_parked(remus_primary *p)
 {

@@ -139,7 +139,8 @@ static int keep_rate(remus_primary *p, uint64_t since)
         uint64_t now = (p->io->now_ns(p->io) - since) / 1000000u;
         if (now >= ms)
             break;
-        remus_primary_engine_wait(p, ms - now > 100 ? 100 : (uint32_t)(ms - now));
+        uint64_t left = ms - now;
+        remus_primary_engine_wait(p, left > 100 ? 100 : (uint32_t)left);
         if (!p->stats.connected || p->stopping)
             err = -EPROTO;
     }
@@ -200,7 +201,7 @@ static int copy_all(remus_primary *p, unsigned char *buf, uint64_t since)
     return err;
 }
 
-/* ---- comparing ------------------------------------------------------------- */
+/* ---- comparing ---------------------------------------------------------- */
 
 /* lock held */
 static int hash_answered(remus_primary *p, uint64_t question)

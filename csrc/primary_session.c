@@ -67,7 +67,7 @@ void remus_primary_ioctl_release(remus_primary *p, unsigned int volume)
     pthread_mutex_unlock(&p->lock);
 }
 
-/* ---- the engine's own checkpoints ----------------------------------------- */
+/* ---- the engine's own checkpoints --------------------------------------- */
 
 /* lock held */
 static int epoch_acked(remus_primary *p, uint64_t epoch)

@@ -131,7 +131,7 @@ int remus_primary_state_write(remus_io *io, const char *state_dir,
     return err;
 }
 
-/* ---- a primary's own -------------------------------------------------------- */
+/* ---- a primary's own ---------------------------------------------------- */
 
 /* Make `s` durable and only then ours.  state_lock held, lock not. */
 static int store(remus_primary *p, struct remus_primary_state *s)

@@ -78,7 +78,7 @@ static int ask(struct verify *v, unsigned int volume, uint64_t at, size_t len,
     return 0;
 }
 
-/* ---- all of it -------------------------------------------------------------- */
+/* ---- all of it ---------------------------------------------------------- */
 
 /* Sleep, or until cancelled. */
 static int pause_for(struct verify *v, uint64_t ms)

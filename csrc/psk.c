@@ -73,7 +73,7 @@ static ssize_t read_file(const char *file, char *text)
     return err ? err : (ssize_t)used;
 }
 
-/* ---- its lines ------------------------------------------------------------- */
+/* ---- its lines ---------------------------------------------------------- */
 
 static int hex_digit(char c)
 {

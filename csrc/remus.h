@@ -89,7 +89,8 @@ enum remus_commit_by {
 };
 
 enum remus_on_loss {
-    REMUS_ON_LOSS_CONTINUE, /* who waits for an ack is told, the guest goes on */
+    REMUS_ON_LOSS_CONTINUE, /* who waits for an ack is told, the guest goes
+                               on */
     REMUS_ON_LOSS_HOLD      /* who waits goes on waiting: for the backup, or
                                for remus_primary_resume() */
 };

@@ -46,7 +46,7 @@ int remus_state_follows(int role, int from, int to)
     return table[from] >> to & 1;
 }
 
-/* ---- for tests ------------------------------------------------------------- */
+/* ---- for tests ---------------------------------------------------------- */
 
 static atomic_uint odd; /* from << 8 | to, plus 1; 0: none so far */
 

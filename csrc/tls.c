@@ -68,7 +68,7 @@ struct remus_tls {
     unsigned char *out;        /* OUT_BYTES */
 };
 
-/* ---- keys ----------------------------------------------------------------- */
+/* ---- keys --------------------------------------------------------------- */
 
 /* GnuTLS asks for the key of an identity.  One that we don't know gets a
  * random key, so that it looks like a wrong key. */
@@ -150,7 +150,7 @@ void remus_tls_keys_rekey_after(struct remus_tls_keys *keys, uint64_t n)
     keys->rekey_after = n;
 }
 
-/* ---- between GnuTLS and the socket ------------------------------------------- */
+/* ---- between GnuTLS and the socket -------------------------------------- */
 
 /* What was received before; in a handshake, exactly what is asked for, so
  * that nothing of what follows it is taken from the socket. */
@@ -262,7 +262,7 @@ int remus_tls_new(struct remus_tls **out, const struct remus_tls_keys *keys,
     return 0;
 }
 
-/* ---- the handshake ------------------------------------------------------------- */
+/* ---- the handshake ------------------------------------------------------ */
 
 /* Is it what we insist on?  GnuTLS was told to; this is for the day when an
  * option of its own, or of the system, lets something else through. */
@@ -384,7 +384,7 @@ void remus_tls_describe(const struct remus_tls *t, char *buf, size_t cap)
              cipher ? cipher : "?");
 }
 
-/* ---- sending --------------------------------------------------------------------- */
+/* ---- sending ------------------------------------------------------------ */
 
 static int tls_errno(int rc)
 {
@@ -457,7 +457,7 @@ ssize_t remus_tls_send(struct remus_tls *t, const void *buf, size_t len)
     return (ssize_t)t->out_plain;
 }
 
-/* ---- receiving ------------------------------------------------------------------- */
+/* ---- receiving ---------------------------------------------------------- */
 
 static ssize_t end_rx(struct remus_tls *t, int err, const char *why)
 {
