@@ -240,7 +240,7 @@ static int wait_ack(remus_drbd *dev, int64_t timeout_ms)
     uint64_t deadline = timeout_ms < 0
                             ? UINT64_MAX
                             : end + (uint64_t)timeout_ms * 1000000u;
-    int at_once = 0;
+    int at_once = 0, strays = 0;
     for (;;) {
         if (atomic_load(&dev->cancel))
             return -ECANCELED;
@@ -256,6 +256,9 @@ static int wait_ack(remus_drbd *dev, int64_t timeout_ms)
             at_once = end - start < AT_ONCE_NS ? at_once + 1 : 0;
             if (at_once >= 2)
                 return err;
+        } else if (err == -ECANCELED && dev->is_node &&
+                   strays < CANCEL_TRIES) {
+            strays++; /* meant for the wait before, which was over by then */
         } else if (err != -EINTR) {
             return err;
         }

@@ -542,6 +542,54 @@ def test_drbd_disk_drives_a_node(mounted):
     assert m.pair.image("backup", 1)[:1] == b"4"
 
 
+CANCEL = ctypes.c_ulong(0xFFFFFFFF)  # REMUS_WAIT_CANCEL
+
+
+def test_a_cancel_that_comes_late_does_not_end_the_next_wait(tmp_path):
+    """Sent for a wait that was over by the time it arrived."""
+    (tmp_path / "d").write_bytes(bytes(MIB))
+    (tmp_path / "e").write_bytes(bytes(MIB))
+    for name in ("ps", "bs", "mnt"):
+        (tmp_path / name).mkdir()
+    address = f"unix:{tmp_path}/sock"
+    backup = BackupProcess(address, tmp_path / "bs", {"xvda": tmp_path / "e"})
+    volumes = [Volume("xvda", tmp_path / "d")]
+    try:
+        with (
+            Primary("guest0", state_dir=tmp_path / "ps", volumes=volumes,
+                    address=address) as primary,
+            Export(primary, tmp_path / "mnt"),
+        ):  # fmt: skip
+            primary.wait_protected(timeout_s=20)
+            with DrbdDisk(tmp_path / "mnt" / "xvda") as disk:
+                [fd] = [
+                    int(name)
+                    for name in os.listdir("/proc/self/fd")
+                    if os.path.exists(f"/proc/self/fd/{name}")
+                    and os.readlink(f"/proc/self/fd/{name}").endswith("/mnt/xvda")
+                ]
+                backup.pause()
+                disk.postsuspend(1)
+                ended = []
+                thread = threading.Thread(
+                    target=lambda: ended.append(disk.preresume(60))
+                )
+                thread.start()
+                # Each is heard by a wait that is parked by then.
+                end = time.monotonic() + 0.3
+                while time.monotonic() < end:
+                    assert _libc.ioctl(fd, WAIT, CANCEL) == 0
+                    time.sleep(0.01)
+                assert not ended
+                backup.go_on()
+                thread.join(60)
+                assert ended == [None]
+                disk.commit()
+    finally:
+        backup.kill()
+    assert (tmp_path / "d").read_bytes() == (tmp_path / "e").read_bytes()
+
+
 def test_ioctl_20_answers_at_once_while_writes_and_a_wait_are_held(tmp_path):
     """A stopped backup: the queue is full, 64 writes wait, an ack is missing.
 
