@@ -24,7 +24,8 @@ from typing import Any
 
 SIZE = 2 << 20
 VOLUMES = ("xvda", "xvdb")
-SEGMENT, JOURNAL = 256 << 10, 16 << 20
+# Room for many whole catch-ups: killed again and again, nobody commits any.
+SEGMENT, JOURNAL = 256 << 10, 64 << 20
 PRIMARY_IP, BACKUP_IP, PORT = "10.77.0.1", "10.77.0.2", 7790
 
 

@@ -10,6 +10,7 @@ until a later one was committed.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 import time
@@ -217,6 +218,10 @@ class ReplicaMachine(RuleBasedStateMachine):
                 self.primary.preresume(epoch, timeout_s=30)
             except ReplicationLost:
                 return False
+            except StateError as error:
+                if error.errno != errno.EAGAIN:
+                    raise
+                return False  # its own applies are about to make room
             return True
 
         self.until(checkpoint)
