@@ -2,6 +2,7 @@
 """What pyproject.toml cannot say: how the extension `remus_native._core` is built."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,7 +17,8 @@ from setuptools.command.build_ext import build_ext
 LIBRARIES = {"fuse3 >= 3.10": "libfuse3-dev", "gnutls >= 3.7": "libgnutls28-dev"}
 # Warnings are errors only where we ask for it: a newer compiler that warns of
 # something new must not break an installation.
-STRICT = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
+FLAGS = dict(re.findall(r"^(\w+) = (.*)$", Path("csrc/flags.mk").read_text(), re.M))
+STRICT = [*FLAGS["WARNINGS"].split(), "-Werror"]
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 

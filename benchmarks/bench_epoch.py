@@ -11,13 +11,12 @@ backup in another process can beat.
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from _common import MIB, arguments, median_p99, plot, resource, table
+from _common import MIB, Figures, arguments, median_p99, resource, round_trip, table
 
 from remus_native import DrbdDisk
 
@@ -27,29 +26,8 @@ DATA = os.urandom(CHUNK)
 
 
 def round_trip_peer(stack: ExitStack) -> Callable[[], tuple[float, float, float]]:
-    """64 bytes there and back to another process."""
-    ours, theirs = socket.socketpair()
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        while theirs.recv(64):
-            theirs.send(b"x" * 64)
-        os._exit(0)
-    theirs.close()
-
-    def finish() -> None:
-        ours.close()
-        os.waitpid(pid, 0)
-
-    stack.callback(finish)
-
-    def once() -> tuple[float, float, float]:
-        start = time.perf_counter()
-        ours.send(b"x" * 64)
-        ours.recv(64)
-        return 0.0, time.perf_counter() - start, 0.0
-
-    return once
+    there_and_back = round_trip(stack)
+    return lambda: (0.0, there_and_back(), 0.0)
 
 
 def main() -> None:
@@ -71,7 +49,7 @@ def main() -> None:
         for _ in range(rounds):
             for name, once in variants.items():
                 times[name].append(once())
-        report(times, options.plot)
+        report(times, options.figures("epoch"))
     assert threading.active_count() == 1
 
 
@@ -118,7 +96,7 @@ def ioctls(stack, res, length):
     return once
 
 
-def report(times: dict[str, list[tuple[float, float, float]]], file: str | None):
+def report(times: dict[str, list[tuple[float, float, float]]], figures: Figures):
     rows, bars = [], {}
     peer = median_p99([sum(t) for t in next(iter(times.values()))])[0]
     for name, values in times.items():
@@ -130,12 +108,10 @@ def report(times: dict[str, list[tuple[float, float, float]]], file: str | None)
             + [f"{part * 1e6:.1f}" for part in parts]
             + [f"{total * 1e6:.1f}", f"{p99 * 1e6:.1f}", f"{total / peer:.2f}"]
         )
-    table(
-        ["us, median", "postsuspend", "preresume", "commit", "all", "p99", "ratio"],
-        rows,
-    )
-    if file:
-        plot(file, "One checkpoint", "microseconds, median", bars)
+    head = ["us, median", "postsuspend", "preresume", "commit", "all", "p99", "ratio"]
+    table(head, rows)
+    figures.keep(rows=[dict(zip(head, row, strict=True)) for row in rows])
+    figures.bars("One checkpoint", "microseconds, median", bars)
 
 
 if __name__ == "__main__":

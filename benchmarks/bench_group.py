@@ -5,14 +5,16 @@ A checkpoint (barrier on every disk, then every ack) of 1 to 8 disks whose node
 acks at once, in parents of different size: a bare ioctl pair in C, the C
 group, the Python layer, its asyncio form, plain Python with a pool of threads,
 and a child process for each disk, which is how libxl waits.  All interleaved,
-round by round.  And what a phase costs in Python beyond the C call, on a
-device that returns at once.
+round by round; then the same with nodes whose acks take 200 us, where waits
+that overlap cost the slowest disk and others the sum.  And what a phase costs
+in Python beyond the C call, on a device that returns at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import os
 import shlex
@@ -25,13 +27,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from _common import arguments, median_p99, table
+from _common import arguments, median_p99, need_node, save, table
 
 from remus_native import AsyncCheckpointDevices, CheckpointDevices, DrbdDisk
 
 ROOT = Path(__file__).resolve().parent.parent
 DISKS = (1, 2, 4, 8)
+ACK_US = 200
 C_WAYS = {"raw ioctls, C": "raw", "group, C": "group", "fork per disk, C": "fork"}
 PYTHON_WAYS = ("layer, Python", "layer, asyncio", "fcntl and thread pool, Python")
 WAYS = ("raw ioctls, C", "group, C", *PYTHON_WAYS, "fork per disk, C")
@@ -92,11 +96,14 @@ def run_null(nodes: list[str], epochs: int) -> list[int]:
     """Nanoseconds of the three phases together, a thousand times each."""
     from remus_native._core import ffi, lib
 
+    library = ctypes.CDLL(os.environ["NULL_DEVICE"])
+    where = ctypes.addressof(ctypes.c_char.in_dll(library, "null_ops"))
+
     class Null:
         kind, name, timeout_s, _may_block = "nic", "null", 5, False
 
         def _join_group(self, group) -> int:
-            ops = lib.remus_test_null_ops()
+            ops = ffi.cast("struct remus_device_ops *", where)
             return lib.remus_group_add_device(group.raw, b"null", ops, ffi.NULL)
 
         def setup(self) -> None:
@@ -175,12 +182,13 @@ def worker(*command: str | Path) -> Iterator[Callable[[str, int, int], list[int]
 
 
 @contextlib.contextmanager
-def nodes(folder: Path) -> Iterator[list[str]]:
-    """As many nodes as there are disks at most; each acks at once."""
-    program = compile_c(folder, "tests/c/ioctl_node.c")
+def nodes(folder: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """Nodes that ack at once, and as many that take ACK_US."""
+    driver = str(ROOT / "tests/c/protocol_d.c")
+    program = compile_c(folder, "tests/c/ioctl_node.c", driver)
     with ExitStack() as stack:
         made = []
-        for i in range(max(DISKS)):
+        for i in range(2 * max(DISKS)):
             mount = folder / f"node{i}"
             mount.mkdir()
             process = stack.enter_context(
@@ -192,40 +200,62 @@ def nodes(folder: Path) -> Iterator[list[str]]:
             assert process.stdout is not None
             if process.stdout.readline() != b"ready\n":
                 raise RuntimeError("a node did not start")
+            late = ACK_US / 1000 if i >= max(DISKS) else 0
             for number in (20, 30, 40):
-                (mount / "control").write_text(f"{number}=0")
+                delay = late if number == 30 else 0
+                (mount / "control").write_text(f"{number}=0:{delay}")
             made.append(str(mount / "disk"))
-        yield made
+        yield made[: max(DISKS)], made[max(DISKS) :]
 
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    if os.geteuid() or not os.path.exists("/dev/fuse"):
-        sys.exit("bench_group.py needs root and /dev/fuse")
+    need_node()
     rounds, epochs = (4, 10) if options.quick else (20, 25)
     sizes = (0, 256) if options.quick else (0, 256, 1024)
     subprocess.run(["make", "-s", "lib"], cwd=ROOT, check=True, stdout=sys.stderr)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory("-remus")))
-        disks = stack.enter_context(nodes(folder))
+        at_once, late = stack.enter_context(nodes(folder))
         peers = compile_c(
             folder, "benchmarks/group_peers.c", str(ROOT / "build/libremus_native.a")
         )
+        os.environ["NULL_DEVICE"] = str(
+            compile_c(folder, "benchmarks/null_device.c", "-shared", "-fPIC")
+        )
         medians: dict[int, Medians] = {}
         for mib in sizes:
-            with (
-                worker(peers, str(mib), *disks) as in_c,
-                worker(sys.executable, __file__, str(mib), *disks) as in_python,
-            ):
-                medians[mib] = compare(mib, rounds, epochs, in_c, in_python)
+            with both(peers, mib, at_once) as (in_c, in_python):
+                what = f"parent of {mib} MiB"
+                medians[mib] = compare(what, rounds, epochs, in_c, in_python)
                 if not mib:
                     overhead(rounds, in_c, in_python)
-    goals(medians)
+        with both(peers, 0, late) as (in_c, in_python):
+            what = f"acks take {ACK_US} us"
+            slow = compare(what, rounds, epochs, in_c, in_python)
+    goals(medians, slow)
+    options.figures("group").keep(
+        medians=[
+            {"parent_mib": mib, "way": way, "disks": disks, "us": us}
+            for mib, each in medians.items()
+            for (way, disks), us in each.items()
+        ]
+    )
     if options.plot:
         draw(options.plot, medians)
 
 
-def compare(mib, rounds, epochs, in_c, in_python) -> Medians:
+@contextlib.contextmanager
+def both(peers: Path, mib: int, disks: list[str]) -> Iterator[tuple[Any, Any]]:
+    """A process of C and one of Python, each with ``mib`` MiB resident."""
+    with (
+        worker(peers, str(mib), *disks) as in_c,
+        worker(sys.executable, __file__, str(mib), *disks) as in_python,
+    ):
+        yield in_c, in_python
+
+
+def compare(what: str, rounds, epochs, in_c, in_python) -> Medians:
     python_ways = dict(zip(PYTHON_WAYS, ("sync", "async", "pool"), strict=True))
     times: dict[tuple[str, int], list[int]] = {}
     for _ in range(rounds):
@@ -246,7 +276,7 @@ def compare(mib, rounds, epochs, in_c, in_python) -> Medians:
             mine = medians[name, count]
             row += [f"{mine:.1f}", f"{mine / medians[WAYS[0], count]:.2f}"]
         rows.append(row)
-    head = [f"us, median; parent of {mib} MiB"]
+    head = [f"us, median; {what}"]
     for count in DISKS:
         head += [f"{count} disk{'s' * (count > 1)}", "ratio"]
     table(head, rows)
@@ -254,7 +284,7 @@ def compare(mib, rounds, epochs, in_c, in_python) -> Medians:
     return medians
 
 
-def goals(medians: dict[int, Medians]) -> None:
+def goals(medians: dict[int, Medians], slow: Medians) -> None:
     group, fork, raw = "group, C", "fork per disk, C", "raw ioctls, C"
     large = medians[256]
     in_c, in_python = (
@@ -272,9 +302,17 @@ def goals(medians: dict[int, Medians]) -> None:
         + ", ".join(map(str, medians))
         + " MiB"
     )
+    group, raw = (
+        [f"{slow[way, count] / slow[way, 1]:.2f}" for count in DISKS]
+        for way in (group, raw)
+    )
+    print(
+        f"acks that take {ACK_US} us, {', '.join(map(str, DISKS))} disks against one: "
+        f"C group {', '.join(group)}; one after the other {', '.join(raw)}"
+    )
 
 
-def draw(file: str, medians: dict[int, Medians]) -> None:
+def draw(stem: str, medians: dict[int, Medians]) -> None:
     """One panel for each size of the parent: time over the number of disks."""
     import matplotlib as mpl
 
@@ -300,8 +338,7 @@ def draw(file: str, medians: dict[int, Medians]) -> None:
     figure.legend(handles, labels, loc="lower center", ncol=3)
     figure.suptitle("One checkpoint: barrier and ack on every disk")
     figure.tight_layout(rect=(0, 0.12, 1, 1))
-    figure.savefig(file, dpi=120)
-    print(f"drawn: {file}")
+    save(figure, stem)
 
 
 def overhead(rounds, in_c, in_python) -> None:

@@ -15,7 +15,7 @@ import statistics
 import time
 from contextlib import ExitStack
 
-from _common import MIB, arguments, plot, resource, table
+from _common import MIB, arguments, checkpoint, resource, table
 
 from remus_native import Primary
 
@@ -38,21 +38,16 @@ def stream(primary: Primary, length: int) -> float:
     return seconds
 
 
-def checkpoint(primary: Primary, length: int) -> float:
+def of_length(primary: Primary, length: int) -> float:
     if length:
         primary.pwrite(0, DATA[:length], 0)
-    start = time.perf_counter()
-    epoch = primary.postsuspend()
-    primary.preresume(epoch, timeout_s=60)
-    seconds = time.perf_counter() - start
-    primary.commit(epoch)
-    return seconds
+    return checkpoint(primary)[1]
 
 
 def one_round(primary: Primary, length: int) -> tuple[float, float, float]:
     """Seconds: of a stream, an empty checkpoint, one of 64 KiB."""
     long = stream(primary, length)
-    pairs = [(checkpoint(primary, 0), checkpoint(primary, 65536)) for _ in range(20)]
+    pairs = [(of_length(primary, 0), of_length(primary, 65536)) for _ in range(20)]
     return (
         long,
         statistics.median(empty for empty, _ in pairs),
@@ -94,9 +89,11 @@ def main() -> None:
     rows.append(
         ["psk / off", f"{1 / ratios[0]:.2f}", *(f"{r:.2f}" for r in ratios[1:])]
     )
-    table(["median", "MiB/s", "empty, us", "64 KiB, us"], rows)
-    if options.plot:
-        plot(options.plot, "Throughput over TCP", "MiB/s, median", bars)
+    head = ["median", "MiB/s", "empty, us", "64 KiB, us"]
+    table(head, rows)
+    figures = options.figures("tls")
+    figures.keep(rows=[dict(zip(head, row, strict=True)) for row in rows])
+    figures.bars("Throughput over TCP", "MiB/s, median", bars)
 
 
 if __name__ == "__main__":

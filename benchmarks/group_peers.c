@@ -2,7 +2,7 @@
 /*
  * The C side of bench_group.py: one checkpoint of some disks, in three ways.
  *   raw    ioctl 20 on each, then ioctl 30 on each: no error handling
- *   group  csrc/group.c
+ *   group  csrc/group/group.c
  *   fork   a child process for each disk's ioctl 30, as libxl waits
  * And what a group costs by itself:
  *   null   a group of one device that returns at once; time per call
@@ -26,13 +26,13 @@
 #define DISKS 16
 #define CALLS 1000
 
-#define NEED(expr)                                                           \
-    do {                                                                     \
-        if ((long long)(expr) < 0) {                                         \
-            fprintf(stderr, "%s: %s; %s\n", #expr, strerror(errno),          \
-                    remus_last_error());                                     \
-            exit(1);                                                         \
-        }                                                                    \
+#define NEED(expr)                                                            \
+    do {                                                                      \
+        if ((long long)(expr) < 0) {                                          \
+            fprintf(stderr, "%s: %s; %s\n", #expr, strerror(errno),           \
+                    remus_last_error());                                      \
+            exit(1);                                                          \
+        }                                                                     \
     } while (0)
 
 static int fds[DISKS];
@@ -88,7 +88,8 @@ static void checkpoint(remus_group *g)
     NEED(remus_group_preresume(g, 5000));
 }
 
-static int null_send(void *opaque, const void *tag, size_t len, uint64_t *epoch)
+static int null_send(void *opaque, const void *tag, size_t len,
+                     uint64_t *epoch)
 {
     static uint64_t epochs;
     (void)opaque;
@@ -116,8 +117,8 @@ static int null_commit(void *opaque, uint64_t epoch)
 /* Nanoseconds of the three calls, CALLS times each. */
 static void null_device(int epochs)
 {
-    static const struct remus_device_ops ops = {null_send, null_wait,
-                                                null_commit, NULL};
+    static const struct remus_device_ops ops = {sizeof ops, null_send,
+                                                null_wait, null_commit, NULL};
     remus_group *g;
     NEED(remus_group_open("null", &g));
     NEED(remus_group_add_device(g, "null", &ops, NULL));

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Checkpointed disk replication for highly available guests.
 
-- `Primary`, `Backup`, `Export`: the replica engine, in user space.
+- `Primary`, `Backup`, `Export`: the replica engine, in user space;
+  `PrimaryConfig`, `BackupConfig`: all that they can be told, as one value.
 - `DrbdDisk`: a device that answers DRBD's protocol D ioctls.
 - `CheckpointDevices`: the device layer, all disks of a guest in step;
   `AsyncCheckpointDevices`: the same for asyncio.
 - `Checkpointer`: the loop on top; `NullGuest`, `QmpGuest`: guests.
-- `EpochStatistics`: what epochs took, from any process.
+- `EpochStatistics`: what epochs took, from any process: each one as an
+  `EpochSample`, all as an `EpochSummary`.  A `Checkpointer` has the same of
+  its checkpoints, guest's pause and all: `CheckpointSample`,
+  `CheckpointSummary`.  Times are nanoseconds everywhere.
 - `RemusError` and what is under it: everything that can go wrong.
 
 Importing starts no thread and needs only cffi.
@@ -15,7 +19,12 @@ Importing starts no thread and needs only cffi.
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .checkpointer import Checkpointer, CheckpointStatistics, EpochStats, Guest
+from .checkpointer import (
+    Checkpointer,
+    CheckpointSample,
+    CheckpointSummary,
+    Guest,
+)
 from .devices import CheckpointDevice, CheckpointDevices, Subkind
 from .drbd import DrbdDisk
 from .epochs import (
@@ -30,6 +39,7 @@ from .epochs import (
 from .errors import (
     CheckpointCancelled,
     CheckpointTimeout,
+    CheckpointUnknown,
     ConfigError,
     DeviceErrors,
     DeviceNotReady,
@@ -44,10 +54,15 @@ from .errors import (
 from .guests import NullGuest, QmpGuest
 from .replica import (
     Backup,
+    BackupConfig,
+    Changes,
     Checkpoint,
     Export,
+    Log,
+    LogEntry,
     Node,
     Primary,
+    PrimaryConfig,
     Refusal,
     ReplicaResource,
     Standby,
@@ -63,12 +78,16 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncCheckpointDevices",
     "Backup",
+    "BackupConfig",
+    "Changes",
     "Checkpoint",
     "CheckpointCancelled",
     "CheckpointDevice",
     "CheckpointDevices",
-    "CheckpointStatistics",
+    "CheckpointSample",
+    "CheckpointSummary",
     "CheckpointTimeout",
+    "CheckpointUnknown",
     "Checkpointer",
     "ConfigError",
     "DeviceErrors",
@@ -78,16 +97,18 @@ __all__ = [
     "EpochBatch",
     "EpochSample",
     "EpochStatistics",
-    "EpochStats",
     "EpochSummary",
     "Export",
     "Guest",
     "HistogramBucket",
+    "Log",
+    "LogEntry",
     "Node",
     "NotProtocolD",
     "NullGuest",
     "PhaseError",
     "Primary",
+    "PrimaryConfig",
     "QmpGuest",
     "Refusal",
     "RemusError",

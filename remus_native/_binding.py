@@ -7,7 +7,7 @@ from typing import Any
 
 from remus_native._core import ffi, lib
 
-__all__ = ["ffi", "last_error", "lib", "milliseconds", "text"]
+__all__ = ["ffi", "last_error", "lib", "sized", "text"]
 
 
 def text(pointer: Any) -> str:
@@ -17,13 +17,15 @@ def text(pointer: Any) -> str:
     return ffi.string(pointer).decode("utf-8", "backslashreplace")
 
 
+def sized(kind: str, count: int | None = None) -> Any:
+    """A new ``struct remus_<kind>`` that says its size, or ``count`` of them."""
+    name = f"struct remus_{kind}"
+    new = ffi.new(f"{name} *") if count is None else ffi.new(f"{name}[]", count)
+    for each in new[0 : count or 1] if count != 0 else ():
+        each.struct_size = ffi.sizeof(name)
+    return new
+
+
 def last_error() -> str:
     """The library's text for the last failure in this thread."""
     return text(lib.remus_last_error())
-
-
-def milliseconds(timeout_s: float | None) -> int:
-    """A timeout for C: None waits without a limit; a rest is rounded up."""
-    if timeout_s is None:
-        return -1
-    return max(0, -int(-timeout_s * 1000 // 1))

@@ -2,8 +2,10 @@
 """Builds `remus_native._core`: csrc/ compiled into one abi3 extension.
 
 Run by setup.py (`cffi_modules`), never imported by the package. What Python
-can call is what stands in csrc/remus.h and csrc/remus_testing.h between the
-lines `/* cffi:begin */` and `/* cffi:end */`: there is no second list to keep.
+can call is what stands in csrc/remus.h and its parts between the lines
+`/* cffi:begin */` and `/* cffi:end */`: there is no second list to keep.
+tests/sim/emit.py makes the tests' own extension of the same sources and its
+simulated world.
 """
 
 from __future__ import annotations
@@ -18,9 +20,24 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-HEADERS = [name for name in ("remus.h", "remus_testing.h") if (CSRC / name).is_file()]
+FLAGS = dict(re.findall(r"^(\w+) = (.*)$", (CSRC / "flags.mk").read_text(), re.M))
 # pkg-config names; setup.py checks that they are there.
 LIBRARIES = ["fuse3", "gnutls"]
+
+
+def with_parts(header: Path) -> list[Path]:
+    """A header and those of the public ones that it includes, uses last."""
+    found: list[Path] = []
+
+    def add(path: Path) -> None:
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r'^#include "(remus[^"]*)"', text, re.MULTILINE):
+            if CSRC / name not in found:
+                add(CSRC / name)
+        found.append(path)
+
+    add(header)
+    return found
 
 
 def cdef_of(header: str) -> str:
@@ -43,7 +60,10 @@ def cdef_of(header: str) -> str:
 
 
 def _define(line: re.Match[str]) -> str:
-    """`#define NAME value` as `#define NAME ...`; other directives vanish."""
+    """`#define NAME value` as `#define NAME ...`; other directives vanish.
+
+    So do macros with arguments.
+    """
     constant = re.match(r"\s*#\s*define\s+(\w+)[ \t]+\S", line[0])
     return f"#define {constant[1]} ..." if constant else ""
 
@@ -76,6 +96,8 @@ int remus_py_commit_held(remus_group *);
 # interval, 5 ms by default, in which the guest stays suspended.  So these
 # keep it; the comparison is folded when it is compiled.
 KEEP_GIL = (
+    "remus_backup_event_fd",
+    "remus_backup_events",
     "remus_drbd_is_node",
     "remus_group_epochs",
     "remus_group_fd",
@@ -84,7 +106,10 @@ KEEP_GIL = (
     "remus_group_results",
     "remus_last_error",
     "remus_primary_commit",
+    "remus_primary_event_fd",
+    "remus_primary_events",
     "remus_primary_postsuspend",
+    "remus_primary_preresume_fd",
     "remus_py_commit_held",
     "remus_py_postsuspend_held",
     "remus_state_name",
@@ -118,28 +143,46 @@ static int remus_py_commit_held(remus_group *g)
 """
 TESTS = " || ".join(f'!strcmp(f, "_cffi_f_{name}")' for name in KEEP_GIL)
 
-ffibuilder = FFI()
-for _name in HEADERS:
-    ffibuilder.cdef(cdef_of((CSRC / _name).read_text(encoding="utf-8")))
-ffibuilder.cdef(BINDING)
-ffibuilder.set_source(
-    "remus_native._core",
-    "".join(f'#include "{name}"\n' for name in HEADERS)
-    + PREAMBLE.replace("REMUS_KEEPS_GIL", TESTS),
-    sources=sorted(f"csrc/{path.name}" for path in CSRC.glob("*.c")),
-    depends=sorted(f"csrc/{path.name}" for path in CSRC.glob("*.[ch]")),
-    # -iquote: csrc/ has headers whose names other libraries use in <...>.
-    extra_compile_args=[
-        "-std=c11",
-        "-D_GNU_SOURCE",
-        "-O2",
-        "-fvisibility=hidden",
-        "-pthread",
-        "-iquote",
-        "csrc",
-        *pkg_config("--cflags"),
-    ],
-    # Our calls stay inside the extension, also beside a loaded libremus_native.
-    extra_link_args=["-pthread", "-Wl,-Bsymbolic-functions", *pkg_config("--libs")],
-    py_limited_api=True,
-)
+
+def sources(folder: Path) -> list[str]:
+    """The C files below a folder of the project, as setuptools wants them."""
+    return sorted(str(path.relative_to(ROOT)) for path in folder.rglob("*.c"))
+
+
+def builder(module: str, folders: list[str], headers: list[Path], *flags: str) -> FFI:
+    """An extension of the C files below ``folders``, called by ``headers``."""
+    ffi = FFI()
+    ffi.cdef("struct iovec { void *iov_base; size_t iov_len; ...; };")  # sys/uio.h
+    marked = dict.fromkeys(part for header in headers for part in with_parts(header))
+    for part in marked:
+        text = part.read_text(encoding="utf-8")
+        if part.name != "remus.h":  # which has nothing but its parts
+            ffi.cdef(cdef_of(text))
+    ffi.cdef(BINDING)
+    ffi.set_source(
+        module,
+        "".join(f'#include "{header.name}"\n' for header in headers)
+        + PREAMBLE.replace("REMUS_KEEPS_GIL", TESTS),
+        sources=[source for folder in folders for source in sources(ROOT / folder)],
+        depends=[
+            str(path.relative_to(ROOT))
+            for folder in folders
+            for path in sorted((ROOT / folder).rglob("*.[ch]"))
+        ],
+        # -iquote: csrc/ has headers whose names other libraries use in <...>.
+        extra_compile_args=[
+            *FLAGS["LANGUAGE"].split(),
+            "-O2",
+            *[flag for folder in folders for flag in ("-iquote", folder)],
+            *pkg_config("--cflags"),
+            *flags,
+        ],
+        # Our calls stay inside the extension, also beside a loaded
+        # libremus_native.
+        extra_link_args=["-pthread", "-Wl,-Bsymbolic-functions", *pkg_config("--libs")],
+        py_limited_api=True,
+    )
+    return ffi
+
+
+ffibuilder = builder("remus_native._core", ["csrc"], [CSRC / "remus.h"])

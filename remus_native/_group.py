@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A group of devices in C (csrc/group.c), as the device layer uses it."""
+"""A group of devices in C (csrc/group/group.c), as the device layer uses it."""
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
+import queue
+import sys
 import threading
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from ._binding import ffi, last_error, lib, text
+from ._binding import ffi, last_error, lib, sized, text
+from ._checks import encoded, instance
 from ._handle import Handle
 from .epochs import EpochStatistics
 from .errors import (
+    CheckpointCancelled,
+    CheckpointTimeout,
     DeviceErrors,
     PhaseError,
     StateError,
@@ -23,7 +30,44 @@ from .errors import (
 __all__ = ["DeviceGroup"]
 
 _OUT_OF_ORDER = (-errno.EBADFD, -errno.EINPROGRESS)
-_GROUPS_OWN = (errno.EBADFD, errno.EINPROGRESS, errno.EAGAIN)
+# EINTR: a callback that did not come to its own end, see _CUT.
+_GROUPS_OWN = (errno.EBADFD, errno.EINPROGRESS, errno.EAGAIN, errno.EINTR)
+_ERRNO_MAX = 4095  # the kernel's largest
+# The call's deadline and its cancel: one happening, however many devices had
+# not answered.
+_ENDS_OF_A_WAIT = {CheckpointTimeout, CheckpointCancelled}
+
+# A signal's handler can raise at a callback's very entry, or at its exit,
+# where no `try` of ours is.  What C gets then is -_CUT: an error, never a
+# success.  The exception's class is kept here and raised in the caller.  (A
+# built-in keeps it: a function of Python's could be interrupted in turn.)
+_CUT = errno.EINTR
+_cut_short: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+
+def _what_cut_short() -> BaseException | None:
+    """What ended a callback early, if something did."""
+    try:
+        kind = _cut_short.get_nowait()
+    except queue.Empty:
+        return None
+    if isinstance(kind, BaseException):
+        return kind
+    try:
+        error = kind()
+        if isinstance(error, BaseException):
+            return error
+    except Exception:  # one that wants arguments
+        pass
+    return StateError(
+        f"a device's callback was cut short by {kind.__name__}", errno=errno.EINTR
+    )
+
+
+def _raise_cut_short() -> None:
+    error = _what_cut_short()
+    if error is not None:
+        raise error
 
 
 class _Own:
@@ -42,7 +86,7 @@ class _Own:
         self.number: int | None = None
         self.error: BaseException | None = None
         self.handle = ffi.new_handle(self)
-        ops = ffi.new("struct remus_device_ops *")
+        ops = sized("device_ops")
         if self.post is not None:
             ops.postsuspend = lib.remus_py_postsuspend
         if self.pre is not None:
@@ -56,13 +100,19 @@ class _Own:
     def failed(self, error: BaseException) -> int:
         """Keep the exception; its number is for the statistics."""
         self.error = error
-        number = getattr(error, "errno", None)
-        if not isinstance(number, int) or number <= 0 or number in _GROUPS_OWN:
+        number = None
+        with suppress(Exception):  # of a property of its own
+            number = getattr(error, "errno", None)
+        if (
+            type(number) is not int
+            or not 0 < number <= _ERRNO_MAX
+            or number in _GROUPS_OWN
+        ):
             number = errno.ETIMEDOUT if isinstance(error, TimeoutError) else errno.EIO
         return -number
 
 
-@ffi.def_extern()  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=-_CUT, onerror=_cut_short.put)  # type: ignore[untyped-decorator]
 def remus_py_postsuspend(opaque: Any, tag: Any, tag_len: int, epoch: Any) -> int:
     own: _Own = ffi.from_handle(opaque)
     own.number = own.error = None
@@ -75,7 +125,7 @@ def remus_py_postsuspend(opaque: Any, tag: Any, tag_len: int, epoch: Any) -> int
     return 0
 
 
-@ffi.def_extern()  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=-_CUT, onerror=_cut_short.put)  # type: ignore[untyped-decorator]
 def remus_py_preresume(opaque: Any, epoch: int, timeout_ms: int) -> int:
     own: _Own = ffi.from_handle(opaque)
     own.error = None
@@ -86,7 +136,7 @@ def remus_py_preresume(opaque: Any, epoch: int, timeout_ms: int) -> int:
     return 0
 
 
-@ffi.def_extern()  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=-_CUT, onerror=_cut_short.put)  # type: ignore[untyped-decorator]
 def remus_py_commit(opaque: Any, epoch: int) -> int:
     own: _Own = ffi.from_handle(opaque)
     own.error = None
@@ -97,10 +147,13 @@ def remus_py_commit(opaque: Any, epoch: int) -> int:
     return 0
 
 
-@ffi.def_extern()  # type: ignore[untyped-decorator]
+@ffi.def_extern(onerror=_cut_short.put)  # type: ignore[untyped-decorator]
 def remus_py_cancel(opaque: Any) -> None:
     own: _Own = ffi.from_handle(opaque)
-    own.stop()  # type: ignore[misc]
+    try:
+        own.stop()  # type: ignore[misc]
+    except BaseException as error:
+        _cut_short.put(error)
 
 
 class DeviceGroup(Handle):
@@ -110,14 +163,17 @@ class DeviceGroup(Handle):
     that calls late, even after `stop`, gets an error and no dangling pointer.
     """
 
+    raw: Any = None
+
     def __init__(self, name: str) -> None:
-        out = ffi.new("remus_group **")
-        rc = lib.remus_group_open(name.encode()[:60], out)
-        if rc < 0:
-            raise StateError(last_error(), errno=-rc, phase="setup")
-        self.raw = ffi.gc(out[0], lib.remus_group_close)
         super().__init__()
         self._what = f"group {name}"
+        self._stopped = False
+        out = ffi.new("remus_group **")
+        rc = lib.remus_group_open(encoded("name", name)[:60], out)
+        if rc < 0:
+            raise StateError(last_error(), errno=-rc, phase="setup")
+        self.raw = out[0]
         # The tag of the postsuspend that this thread is in: another thread's
         # call, which is refused, must not change it.
         self.here = threading.local()
@@ -134,7 +190,10 @@ class DeviceGroup(Handle):
         else:
             own = _Own(self, device)
             rc = lib.remus_group_add_device(
-                self.raw, str(device.name).encode(), own.ops, own.handle
+                self.raw,
+                encoded("name", instance("name", device.name, str)),
+                own.ops,
+                own.handle,
             )
         if rc < 0:
             raise StateError(last_error(), errno=-rc, phase="setup")
@@ -145,13 +204,13 @@ class DeviceGroup(Handle):
     def start(self, *, begins: bool, statistics: str | None) -> None:
         rc = 0
         if statistics is not None:
-            rc = lib.remus_group_record(self.raw, os.fsencode(statistics))
+            rc = lib.remus_group_record(self.raw, encoded("statistics", statistics))
         if rc == 0:
             rc = lib.remus_group_start(self.raw, int(begins))
         if rc < 0:
             raise StateError(last_error(), errno=-rc, phase="setup")
         self._count = len(self._members)
-        self._results = ffi.new("struct remus_device_result[]", max(1, self._count))
+        self._results = sized("device_result", max(1, self._count))
         self._epochs = lib.remus_group_epochs(self.raw)
         self.native = all(own is None for _, own in self._members)
 
@@ -189,8 +248,40 @@ class DeviceGroup(Handle):
         if why is not None:
             self.why_stopped = why
         lib.remus_group_stop(self.raw)
+        self._stopped = True
         # The handles refer to this object; nobody uses them any more.
         self._members = []
+        _raise_cut_short()
+
+    def close(self) -> None:
+        """As `stop`; the memory goes with this object."""
+        self.stop()
+
+    def __del__(self) -> None:
+        if self.raw is None or self._pid != os.getpid():
+            return
+        if self._stopped:
+            lib.remus_group_close(self.raw)
+            return
+        warnings.warn(
+            f"{self._what}: its session was not torn down",
+            ResourceWarning,
+            stacklevel=2,
+            source=self,
+        )
+        if not sys.is_finalizing():
+            with suppress(RuntimeError):
+                # This object, and with it the callbacks, live as long as that.
+                _thread.start_new_thread(self._close_late, ())
+
+    def _close_late(self) -> None:
+        lib.remus_group_close(self.raw)
+
+    def cancel(self) -> bool:
+        """End the wait under way; False if there is none."""
+        ended = bool(lib.remus_group_cancel(self.raw) == 0)
+        _raise_cut_short()
+        return ended
 
     def numbers(self, *, failed: bool = False) -> tuple[int | None, ...]:
         """Each barrier's number, in the order of the devices."""
@@ -232,18 +323,28 @@ class DeviceGroup(Handle):
         if not errors:
             raise class_for(-rc, phase)(said, errno=-rc, phase=phase)
         listed = "; ".join(str(error) for error in errors)
-        raise DeviceErrors(
+        together = DeviceErrors(
             f"{phase} failed on {len(errors)} devices: {listed}",
             errors,  # type: ignore[arg-type]
             phase=phase,
         )
+        ends = {type(error) for error in errors} <= _ENDS_OF_A_WAIT
+        if phase != "preresume" or not ends:
+            raise together
+        raise type(errors[0])(  # type: ignore[call-arg]
+            f"{phase} ended on {len(errors)} devices: {listed}",
+            errno=together.errno,
+            phase=phase,
+        ) from together
 
     @staticmethod
     def _error(phase: str, result: Any, device: Any, own: _Own | None) -> BaseException:
         number = -result.error
-        if own is not None and own.error is not None:
-            error, own.error = own.error, None
-            return error
+        if own is not None:
+            kept, own.error = own.error, None
+            cut = _what_cut_short() if number == _CUT else None
+            if cut is not None or kept is not None:
+                return cut or kept  # type: ignore[return-value]
         cls = class_for(number, phase, getattr(device, "_invalid", None))
         epoch = result.failed_epoch or None
         what = phase if epoch is None else f"{phase} of epoch {epoch}"

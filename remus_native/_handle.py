@@ -1,34 +1,52 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What every object round a C handle does: closing once, never under a call."""
+"""What every object round a C handle does, by one rule.
+
+- It is closed once, and never under a call: closing waits for the calls that
+  other threads are in, and later ones raise `StateError` (EBADF).
+- One that is dropped open is closed all the same, with a `ResourceWarning`,
+  in a thread that ends with it: a close can take as long as a disk or a link
+  does, and the garbage collector waits for neither.
+- In a forked child it can't be used: its calls raise `StateError` (ECHILD),
+  closing does nothing, and nothing of the parent's ends.  It can't be pickled
+  either: another process (multiprocessing, by any start method) opens its own.
+"""
 
 from __future__ import annotations
 
+import _thread
 import errno
+import os
+import sys
 import threading
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
-from .errors import StateError
+from .errors import ArgumentTypeError, StateError
 
 __all__ = ["Handle"]
 
 
 class Handle:
-    """A C handle that is closed once, after the calls under way are done.
-
-    Closing while another thread is inside a call waits for that call: the C
-    library must not be left without its handle.  Calls after close raise.
-    """
+    """A C handle that is closed once, after the calls under way are done."""
 
     _what = "handle"
+    _raw: Any = None
 
     def __init__(self) -> None:
         self._cond = threading.Condition(threading.Lock())
         self._calls = 0
-        self._raw: Any = None
+        self._pid = os.getpid()
 
     def _enter(self) -> Any:
+        # Before the lock: a thread that is not here may have held it.
+        if self._pid != os.getpid():
+            raise StateError(
+                f"{self._what}: this process is a fork of the one that opened it, "
+                "where it goes on: open one here",
+                errno=errno.ECHILD,
+            )
         with self._cond:
             if self._raw is None:
                 raise StateError(f"{self._what} is closed", errno=errno.EBADF)
@@ -50,14 +68,47 @@ class Handle:
             self._leave()
 
     def _take(self) -> Any:
-        """The raw handle for the one who closes it; None if it was closed."""
+        """The raw handle for the one who closes it; None if there is none."""
+        if self._foreign():
+            return None
         with self._cond:
             raw, self._raw = self._raw, None
             while self._calls:
                 self._cond.wait()
             return raw
 
+    def _foreign(self) -> bool:
+        """Is it another process's?  Then it is left alone, and closed here."""
+        if self._pid == os.getpid():
+            return False
+        self._raw = None
+        return True
+
+    def close(self) -> None:
+        """Close it; idempotent."""
+        raise NotImplementedError
+
     @property
     def closed(self) -> bool:
         """True once close() was called."""
         return self._raw is None
+
+    def __del__(self) -> None:
+        if self._raw is None or self._pid != os.getpid():
+            return
+        warnings.warn(
+            f"{self._what} was not closed", ResourceWarning, stacklevel=2, source=self
+        )
+        if not sys.is_finalizing():  # else the system lets go of all of it
+            with suppress(RuntimeError):
+                _thread.start_new_thread(self._close_late, ())
+
+    def _close_late(self) -> None:
+        with suppress(Exception):
+            self.close()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ArgumentTypeError(
+            f"{self._what}: it can't be copied or sent to another process: open "
+            "one there"
+        )

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ._binding import lib, text
-from .errors import ConfigError
+from ._checks import shown
+from .errors import ArgumentTypeError, ConfigError
 
 Ack = Literal["durable", "memory"]
 OnLoss = Literal["continue", "hold"]
@@ -40,6 +41,13 @@ class State(str, enum.Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+class Changes(enum.IntFlag):
+    """What `Primary.events` and `Backup.events` tell."""
+
+    STATE = lib.REMUS_CHANGED_STATE
+    LINK = lib.REMUS_CHANGED_LINK
 
 
 @dataclass(frozen=True)
@@ -107,9 +115,11 @@ class Status:
     asks_alone: bool
     holds: bool
     writers: int
-    turns: bool
+    switches: bool
     refused: int
     security: str
+    ready: bool
+    sessions: int
 
     def __str__(self) -> str:
         return f"{self.role} of {self.resource}: {self.state}: {self.reason}"
@@ -120,7 +130,7 @@ class Refusal:
     """The connections from one source that a backup refused.
 
     ``cause`` is that of the last one: "silent", "closed", "tls", "key",
-    "crowd", "peer", "hello" or "busy"; ``text`` says it in words.
+    "full", "peer", "hello" or "busy"; ``text`` says it in words.
     """
 
     source: str
@@ -129,6 +139,28 @@ class Refusal:
     first_ns: int
     last_ns: int
     text: str
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """What a side had to say.  ``text``: why; "" if the state says all."""
+
+    time_ns: int
+    state: State
+    connected: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.state}: {self.text}" if self.text else str(self.state)
+
+
+@dataclass(frozen=True)
+class Log:
+    """Entries, the number after them, and how many were lost before them."""
+
+    entries: tuple[LogEntry, ...]
+    next: int
+    lost: int
 
 
 @dataclass(frozen=True)
@@ -184,7 +216,7 @@ _STATUS_NUMBERS = [
     for f in fields(Status)
     if f.name
     not in ("role", "state", "reason", "resource", "generation", "connected",
-            "ioctl_driven", "asks_alone", "turns", "holds", "security")
+            "ioctl_driven", "asks_alone", "switches", "holds", "security", "ready")
 ]  # fmt: skip
 
 
@@ -196,8 +228,9 @@ def status_from(raw: Any) -> Status:
         connected=bool(raw.connected),
         ioctl_driven=bool(raw.ioctl_driven),
         asks_alone=bool(raw.asks_alone),
-        turns=bool(raw.turns),
+        switches=bool(raw.switches),
         holds=bool(raw.holds),
+        ready=bool(raw.ready),
         resource=text(raw.resource),
         generation=text(raw.generation),
         security=text(raw.security),
@@ -213,20 +246,18 @@ def encode_tag(tag: Tag | None) -> bytes:
     if tag is None:
         return b""
     if isinstance(tag, bool) or not isinstance(tag, int | str | bytes):
-        raise ConfigError(
-            f"tag {tag!r}: expected int, str or bytes, got {type(tag).__name__}"
+        raise ArgumentTypeError(
+            f"tag: {shown(tag)}: expected int, str or bytes, got {type(tag).__name__}"
         )
-    raw = tag if isinstance(tag, bytes) else str(tag).encode()
+    try:
+        raw = tag if isinstance(tag, bytes) else str(tag).encode()
+    except ValueError:  # a lone surrogate; an integer of 5,000 digits
+        raise ConfigError(f"tag: {shown(tag)} has no bytes that could travel") from None
     if len(raw) > lib.REMUS_TAG_MAX:
-        raise ConfigError(f"tag {tag!r}: {len(raw)} bytes, at most {lib.REMUS_TAG_MAX}")
+        raise ConfigError(
+            f"tag: {shown(tag)}: {len(raw)} bytes, at most {lib.REMUS_TAG_MAX}"
+        )
     return raw
-
-
-def choice(name: str, value: str, table: dict[str, int]) -> int:
-    if value not in table:
-        allowed = ", ".join(f'"{key}"' for key in table)
-        raise ConfigError(f"{name}: {value!r} is not one of {allowed}")
-    return table[value]
 
 
 def tls_off(tls: str | None, psk_file: object) -> int:
@@ -238,11 +269,3 @@ def tls_off(tls: str | None, psk_file: object) -> int:
     if tls == "off" and psk_file is not None:
         raise ConfigError('tls: "off" beside a psk_file: remove one of them')
     return int(tls == "off")
-
-
-def number(name: str, value: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"{name}: {value!r} is not a number of 0 or more")
-    if value > high:
-        raise ConfigError(f"{name}: {value} is more than {high}")
-    return value

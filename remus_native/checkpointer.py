@@ -11,12 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from ._checks import choice, integer, seconds
 from .devices import CheckpointDevices
-from .epochs import EpochSample, EpochStatistics
-from .errors import ConfigError, DeviceErrors, PhaseError, ReplicationLost
+from .epochs import EpochSample, EpochStatistics, SeriesSummary
+from .errors import CheckpointTimeout, DeviceErrors, PhaseError, ReplicationLost
 from .replica import ReplicaResource, Tag
 
-__all__ = ["CheckpointStatistics", "Checkpointer", "EpochStats", "Guest"]
+__all__ = ["CheckpointSample", "CheckpointSummary", "Checkpointer", "Guest"]
+
+#: What a loss of the backup looks like to the loop.
+ReplicaErrors = ReplicationLost | CheckpointTimeout | DeviceErrors
+
+AGAIN_S = 0.1  # from a checkpoint that failed to the next try, doubled up to
+AGAIN_MAX_S = 1.0
+LOOK_S = 0.1  # between two looks at devices that are not ready
 
 
 class Guest(Protocol):
@@ -32,39 +40,47 @@ class Guest(Protocol):
 
 
 @dataclass(frozen=True)
-class EpochStats:
-    """One checkpoint; times in seconds.
+class CheckpointSample:
+    """One checkpoint that a `Checkpointer` took; times in nanoseconds.
 
-    ``pause_s`` is what the guest feels: from the beginning of suspend to the
-    end of resume.
+    Named as the phases are in an `EpochSample`: ``barrier_ns`` is what
+    postsuspend of all devices took, ``ack_ns`` what their preresume did.
+    ``pause_ns`` is what the guest feels: from the beginning of suspend to the
+    end of resume.  ``numbers`` are the devices' numbers of the epoch.
     """
 
     number: int
     numbers: tuple[int | None, ...]
     tag: Tag
-    pause_s: float
-    suspend_s: float
-    postsuspend_s: float
-    copy_s: float
-    preresume_s: float
-    resume_s: float
-    commit_s: float
-    total_s: float
+    pause_ns: int
+    suspend_ns: int
+    barrier_ns: int
+    copy_ns: int
+    ack_ns: int
+    resume_ns: int
+    commit_ns: int
+    total_ns: int
 
 
 @dataclass(frozen=True)
-class CheckpointStatistics:
-    """Over the newest checkpoints (at most ``history``); seconds."""
+class CheckpointSummary:
+    """All that a `Checkpointer` took, as `EpochSummary` is for epochs.
+
+    ``checkpoints`` were taken, ``late`` of them took longer than their
+    interval.  ``losses`` is how often the backup was lost, ``lost`` the reason
+    while it is (None: it is not).  The series, in nanoseconds and exact, are
+    of the ``kept`` newest ones.
+    """
 
     checkpoints: int
     kept: int
-    pause_median_s: float
-    pause_p99_s: float
-    pause_max_s: float
-    preresume_median_s: float
-    preresume_p99_s: float
     late: int
+    losses: int
     lost: str | None
+    pause_ns: SeriesSummary
+    barrier_ns: SeriesSummary
+    ack_ns: SeriesSummary
+    commit_ns: SeriesSummary
 
 
 def percentile(values: list[float], fraction: float) -> float:
@@ -76,8 +92,25 @@ def percentile(values: list[float], fraction: float) -> float:
     return ordered[rank - 1]
 
 
-def _ns(seconds: float) -> int:
-    return max(0, round(seconds * 1e9))
+def _series(values: list[int]) -> SeriesSummary:
+    """One series in numbers, from its values."""
+    ordered = sorted(values)
+
+    def quantile(thousandth: int) -> int:
+        rank = max(1, -(-thousandth * len(ordered) // 1000))
+        return ordered[rank - 1] if ordered else 0
+
+    return SeriesSummary(
+        count=len(ordered),
+        min=quantile(0),
+        max=quantile(1000),
+        mean=sum(ordered) // max(1, len(ordered)),
+        p50=quantile(500),
+        p90=quantile(900),
+        p99=quantile(990),
+        p999=quantile(999),
+        total=sum(ordered),
+    )
 
 
 class Checkpointer:
@@ -90,8 +123,14 @@ class Checkpointer:
 
     ``on_loss`` says what a lost backup means: "stop" raises
     `ReplicationLost` out of `run` (the guest is running by then),
-    "continue" ends the checkpoints, leaves the guest running unprotected,
-    and says so in `statistics().lost`; both call ``loss_callback`` first.
+    "continue" leaves the guest running unprotected, says so in
+    `summary().lost`, and goes on as soon as the backup is back: until then it
+    asks the devices (`CheckpointDevices.is_ready`), which suspends nobody.  A
+    checkpoint that fails all the same is tried again after a pause of 0.1 s,
+    doubled each time up to 1 s.  Both call ``loss_callback`` at the loss;
+    ``return_callback(seconds)`` is called after the first checkpoint since,
+    with the time without one.  "continue" takes an ack that does not come
+    within ``timeout_s`` for a loss, too.
     ``tag(number)`` names a checkpoint; by default its running number.
     ``on_checkpoint(stats)`` is called after each commit, in the loop's
     thread.
@@ -113,17 +152,16 @@ class Checkpointer:
         timeout_s: float | None = 5.0,
         on_loss: Literal["stop", "continue"] = "stop",
         tag: Callable[[int], Tag] | None = None,
-        on_checkpoint: Callable[[EpochStats], None] | None = None,
-        loss_callback: Callable[[ReplicationLost | DeviceErrors], None] | None = None,
+        on_checkpoint: Callable[[CheckpointSample], None] | None = None,
+        loss_callback: Callable[[ReplicaErrors], None] | None = None,
+        return_callback: Callable[[float], None] | None = None,
         history: int = 4096,
         epochs: EpochStatistics | None = None,
     ) -> None:
-        if interval_s < 0:
-            raise ConfigError(f"interval_s: {interval_s} is negative")
-        if on_loss not in ("stop", "continue"):
-            raise ConfigError(f'on_loss: {on_loss!r} is not one of "stop", "continue"')
-        if history < 1:
-            raise ConfigError(f"history: {history} is less than 1")
+        seconds("interval_s", interval_s, none=False)
+        seconds("timeout_s", timeout_s)
+        choice("on_loss", on_loss, {"stop": 0, "continue": 1})
+        integer("history", history, 1 << 32, low=1)
         self.devices = devices
         self.guest = guest
         self.interval_s = interval_s
@@ -132,17 +170,20 @@ class Checkpointer:
         self._tag = tag or (lambda number: number)
         self._on_checkpoint = on_checkpoint
         self._loss_callback = loss_callback
-        self._history: deque[EpochStats] = deque(maxlen=history)
+        self._return_callback = return_callback
+        self._history: deque[CheckpointSample] = deque(maxlen=history)
         self._epochs = epochs
         self._stop = threading.Event()
         self._number = 0
         self._late = 0
+        self._losses = 0
         self._lost: str | None = None
+        self._lost_at = 0.0  # monotonic, of the loss that lasts
         self._copy = getattr(guest, "copy", None)
         self._wait_complete = getattr(guest, "wait_complete", None)
 
     @property
-    def history(self) -> tuple[EpochStats, ...]:
+    def history(self) -> tuple[CheckpointSample, ...]:
         """The newest checkpoints, oldest first."""
         return tuple(self._history)
 
@@ -157,17 +198,22 @@ class Checkpointer:
         """End `run` after the checkpoint that is under way."""
         self._stop.set()
 
-    def once(self) -> EpochStats:
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.is_set()
+
+    def once(self) -> CheckpointSample:
         """Take one checkpoint and return its numbers.
 
         Raises what a device or the guest raised; the guest is running again
         then.
         """
-        clock = time.perf_counter
+        clock = time.monotonic_ns
         number = self._number + 1
         tag = self._tag(number)
         start = clock()
-        suspended = closed = copied = 0.0
+        suspended = closed = copied = 0
         resumed = False
         try:
             self.guest.suspend()
@@ -194,9 +240,9 @@ class Checkpointer:
             self._epochs.add(
                 EpochSample(
                     number,
-                    start_ns=_ns(suspended),
-                    barrier_ns=_ns(closed - suspended),
-                    ack_ns=_ns(acked - copied),
+                    start_ns=suspended,
+                    barrier_ns=closed - suspended,
+                    ack_ns=acked - copied,
                     bytes=self._bytes_of(numbers),
                 )
             )
@@ -206,19 +252,19 @@ class Checkpointer:
         self.devices.commit()
         end = clock()
         if self._epochs is not None:
-            self._epochs.committed(number, _ns(end - before))
-        stats = EpochStats(
+            self._epochs.committed(number, end - before)
+        stats = CheckpointSample(
             number=number,
             numbers=numbers,
             tag=tag,
-            pause_s=running - start,
-            suspend_s=suspended - start,
-            postsuspend_s=closed - suspended,
-            copy_s=copied - closed,
-            preresume_s=acked - copied,
-            resume_s=running - acked,
-            commit_s=end - before,
-            total_s=end - start,
+            pause_ns=running - start,
+            suspend_ns=suspended - start,
+            barrier_ns=closed - suspended,
+            copy_ns=copied - closed,
+            ack_ns=acked - copied,
+            resume_ns=running - acked,
+            commit_ns=end - before,
+            total_ns=end - start,
         )
         self._history.append(stats)
         if self._on_checkpoint is not None:
@@ -228,19 +274,19 @@ class Checkpointer:
     def _add_failed(
         self,
         error: BaseException,
-        suspended: float,
-        closed: float,
-        copied: float,
-        failed: float,
+        suspended: int,
+        closed: int,
+        copied: int,
+        failed: int,
     ) -> None:
         """The checkpoint that ended in ``error``, as far as it came."""
         assert self._epochs is not None
         self._epochs.add(
             EpochSample(
                 self._number + 1,
-                start_ns=_ns(suspended),
-                barrier_ns=_ns((closed or failed) - suspended),
-                ack_ns=_ns(failed - copied) if copied else 0,
+                start_ns=suspended,
+                barrier_ns=(closed or failed) - suspended,
+                ack_ns=failed - copied if copied else 0,
                 errno=getattr(error, "errno", None) or errno.EIO,
             )
         )
@@ -269,12 +315,16 @@ class Checkpointer:
         Returns how many were taken.  Sets the devices up if that was not
         done, and tears down what it set up.
         """
+        duration_s = seconds("duration_s", duration_s)
+        if count is not None:
+            integer("count", count)
         if self._stop.is_set():
             raise PhaseError("this Checkpointer was stopped; make a new one")
         mine = not self.devices.devices
         if mine:
             self.devices.setup()
         taken = 0
+        pause_s = AGAIN_S
         end = None if duration_s is None else time.monotonic() + duration_s
         try:
             while not self._stop.is_set() and (count is None or taken < count):
@@ -282,11 +332,16 @@ class Checkpointer:
                 if end is not None and start >= end:
                     break
                 try:
+                    if not self._number:
+                        self._wait_ready()
                     self.once()
-                except (ReplicationLost, DeviceErrors) as error:
+                except (ReplicationLost, CheckpointTimeout, DeviceErrors) as error:
                     if not self._handle_loss(error):
                         raise
-                    break
+                    pause_s = self._wait_return(end, pause_s)
+                    continue
+                pause_s = AGAIN_S
+                self._back()
                 taken += 1
                 self._pace(start)
         finally:
@@ -294,36 +349,67 @@ class Checkpointer:
                 self.devices.teardown()
         return taken
 
-    def _handle_loss(self, error: ReplicationLost | DeviceErrors) -> bool:
-        """True if the loop ends quietly, as told."""
+    def _wait_ready(self) -> None:
+        """Before the first checkpoint, while the guest runs."""
+        ready = getattr(self.devices, "wait_ready", None)
+        if ready is not None:
+            ready(self.timeout_s)
+
+    def _handle_loss(self, error: ReplicaErrors) -> bool:
+        """True if the loop shall wait for the backup."""
+        goes_on = self.on_loss == "continue"
+        losses = (ReplicationLost, CheckpointTimeout) if goes_on else ReplicationLost
         errors = error.errors if isinstance(error, DeviceErrors) else (error,)
-        if not any(isinstance(each, ReplicationLost) for each in errors):
+        if not any(isinstance(each, losses) for each in errors):
             return False
-        self._lost = str(error)
-        if self._loss_callback is not None:
-            self._loss_callback(error)
-        return self.on_loss == "continue"
+        if self._lost is None:
+            self._losses += 1
+            self._lost_at = time.monotonic()
+            self._lost = str(error)
+            if self._loss_callback is not None:
+                self._loss_callback(error)
+        return goes_on
+
+    def _wait_return(self, end: float | None, pause_s: float) -> float:
+        """Until the devices are ready, `stop` or ``end``; the next pause.
+
+        At least ``pause_s``: a guest is suspended for the next try.
+        """
+        ready = getattr(self.devices, "is_ready", None)
+        wait_s = pause_s
+        while end is None or time.monotonic() < end:
+            if self._stop.wait(wait_s) or ready is None or ready():
+                break
+            wait_s = LOOK_S
+        return min(2 * pause_s, AGAIN_MAX_S)
+
+    def _back(self) -> None:
+        """A checkpoint was taken: a loss before it is over."""
+        if self._lost is None:
+            return
+        self._lost = None
+        if self._return_callback is not None:
+            self._return_callback(time.monotonic() - self._lost_at)
 
     def _pace(self, start: float) -> None:
         rest = start + self.interval_s - time.monotonic()
         if rest > 0:
-            self._stop.wait(rest)
+            # Not longer than a lock can wait.
+            self._stop.wait(min(rest, threading.TIMEOUT_MAX))
         else:
             self._late += 1
 
-    def statistics(self) -> CheckpointStatistics:
-        """A summary of the newest checkpoints; from any thread."""
+    def summary(self) -> CheckpointSummary:
+        """All checkpoints in numbers; from any thread."""
         history = list(self._history)
-        pauses = [stats.pause_s for stats in history]
-        waits = [stats.preresume_s for stats in history]
-        return CheckpointStatistics(
+        return CheckpointSummary(
             checkpoints=self._number,
             kept=len(history),
-            pause_median_s=percentile(pauses, 0.5),
-            pause_p99_s=percentile(pauses, 0.99),
-            pause_max_s=max(pauses, default=0.0),
-            preresume_median_s=percentile(waits, 0.5),
-            preresume_p99_s=percentile(waits, 0.99),
             late=self._late,
+            losses=self._losses,
             lost=self._lost,
+            pause_ns=_series([one.pause_ns for one in history]),
+            barrier_ns=_series([one.barrier_ns for one in history]),
+            ack_ns=_series([one.ack_ns for one in history]),
+            commit_ns=_series([one.commit_ns for one in history]),
         )

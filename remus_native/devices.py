@@ -4,7 +4,7 @@
 It is libxl's checkpoint device layer with its faults mended: an error never
 counts as "sent", the result of a wait is never thrown away, "does not match"
 is told from "not ready", and no process is forked to wait.  The phases run
-in C (csrc/group.c).
+in C (csrc/group/group.c).
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from ._binding import ffi, lib, milliseconds
+from ._binding import lib
+from ._checks import instance, milliseconds, path_of, seconds
 from ._group import DeviceGroup
 from .drbd import DrbdDisk
 from .epochs import EpochStatistics
 from .errors import (
+    ArgumentTypeError,
     DeviceErrors,
     DeviceNotSupported,
     PhaseError,
@@ -109,21 +111,26 @@ class CheckpointDevices:
         name: str = "guest",
         statistics: str | None = None,
     ) -> None:
-        self._descriptions = list(devices)
+        try:
+            self._descriptions = list(devices)
+        except TypeError as error:
+            raise ArgumentTypeError(f"devices: {error}") from None
         self._subkinds = tuple(subkinds)
         self._event_loop = event_loop
-        self._name = name
-        self._statistics = statistics
+        self._name = instance("name", name, str)
+        self._statistics = (
+            None if statistics is None else path_of("statistics", statistics)
+        )
         self._devices: list[Any] = []
         self._numbered = False  # a DRBD device takes only numbers as tags
         self._limit_s: float | None = None
+        self._limit_ms = -1
         self._epochs: EpochStatistics | None = None
         self.numbers: tuple[int | None, ...] = ()
         self._reset()
 
     def _reset(self) -> None:
         self._group: DeviceGroup | None = None
-        self._raw: Any = ffi.NULL
         self._send: Callable[..., int] = _before_setup
         self._wait: Callable[..., int] = _before_setup
         self._tell: Callable[..., int] = _before_setup
@@ -179,15 +186,16 @@ class CheckpointDevices:
             group.add(device)
         group.start(begins=self._event_loop, statistics=self._statistics)
         self._numbered = any(isinstance(d, DrbdDisk) for d in self._devices)
-        limits = [getattr(d, "timeout_s", None) for d in self._devices]
+        limits = [seconds(f"{d.name}: timeout_s", getattr(d, "timeout_s", None))
+                  for d in self._devices]  # fmt: skip
         self._limit_s = None if None in limits else max(limits, default=None)  # type: ignore[type-var]
+        self._limit_ms = milliseconds(self._limit_s)
         quick = group.replicas_only
         self._send = (
             lib.remus_py_postsuspend_held if quick else lib.remus_group_postsuspend
         )
         self._tell = lib.remus_py_commit_held if quick else lib.remus_group_commit
         self._wait = lib.remus_group_preresume
-        self._raw = group.raw
         self._epochs = group.epochs()
 
     def _take(self, description: Any) -> Any:
@@ -259,8 +267,14 @@ class CheckpointDevices:
         devices, self._devices = self._devices, []
         self._reset()
         errors: list[Exception] = []
+        interrupt: BaseException | None = None
         if group is not None:
-            group.stop()
+            try:
+                group.stop()
+            except Exception as error:
+                errors.append(error)
+            except BaseException as error:
+                interrupt = error  # once every device was reached
         for device in reversed(devices):
             leave = getattr(device, "_leave_group", None)
             if leave and group is not None:
@@ -271,7 +285,39 @@ class CheckpointDevices:
                     teardown()
             except Exception as error:
                 errors.append(error)
+        if interrupt is not None:
+            raise interrupt
         return errors
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        """Wait until every device can take the first checkpoint.
+
+        After `setup` and before the guest is suspended for the first time: a
+        kernel's DRBD device needs both sides Primary, and no barrier of an
+        earlier session on its way (`DrbdDisk.wait_ready`).  A device without
+        a ``wait_ready`` is ready.  Raises what the first of them raises.
+        ``timeout_s``: for each device; None: the device's own.
+        """
+        seconds("timeout_s", timeout_s)
+        self._checked("wait_ready")
+        for device in self.devices:
+            ready = getattr(device, "wait_ready", None)
+            if ready is not None:
+                ready(timeout_s)
+
+    def is_ready(self) -> bool:
+        """Whether every device says that a checkpoint can be taken now.
+
+        For who waits for a backup that was lost, while the guest runs: a
+        `postsuspend` finds it out as well, but wants the guest suspended.  A
+        device without ``is_ready`` is ready.  Blocks for as long as they do.
+        """
+        self._checked("is_ready")
+        return all(
+            bool(ready())
+            for ready in (getattr(d, "is_ready", None) for d in self.devices)
+            if ready is not None
+        )
 
     # -- the phases of a checkpoint ----------------------------------------
 
@@ -288,7 +334,7 @@ class CheckpointDevices:
         group = self._group or self._checked("postsuspend")
         if not group.native:
             group.here.tag = tag
-        rc = self._send(self._raw, data, len(data))
+        rc = self._send(group.raw, data, len(data))
         if rc < 0:
             if rc not in _REFUSED:
                 self.numbers = group.numbers(failed=True)
@@ -310,21 +356,24 @@ class CheckpointDevices:
         ``timeout_s`` of the devices.  After `CheckpointTimeout` or
         `CheckpointCancelled` it may be called again.
         """
-        rc = self._wait(self._raw, self._milliseconds(timeout_s))
+        group = self._group or self._checked("preresume")
+        limit = self._limit_ms if timeout_s is None else milliseconds(timeout_s)
+        rc = self._wait(group.raw, limit)
         if rc < 0:
-            self._fail("preresume", rc)
+            group.fail("preresume", rc)
 
     def _milliseconds(self, timeout_s: float | None) -> int:
-        return milliseconds(self._limit_s if timeout_s is None else timeout_s)
+        return self._limit_ms if timeout_s is None else milliseconds(timeout_s)
 
     def commit(self) -> None:
         """Say on every device that the newest acked checkpoint is complete.
 
         That is the newest one that was safe on *all* of them.
         """
-        rc = self._tell(self._raw)
+        group = self._group or self._checked("commit")
+        rc = self._tell(group.raw)
         if rc < 0:
-            self._fail("commit", rc)
+            group.fail("commit", rc)
 
     def cancel(self) -> bool:
         """End the preresume under way, in another thread or begun.
@@ -335,17 +384,16 @@ class CheckpointDevices:
         only by the driver's limit, or by `DrbdDisk`'s ``cancel_signal``.
         """
         group = self._group
-        return group is not None and lib.remus_group_cancel(group.raw) == 0
+        return group is not None and group.cancel()
 
     # -- for event loops -----------------------------------------------------
 
     def preresume_begin(self, timeout_s: float | None = None) -> None:
         """Begin to wait; never blocks.  `preresume_finish` has the result."""
-        rc = lib.remus_group_preresume_begin(
-            self._checked("preresume").raw, self._milliseconds(timeout_s)
-        )
+        group = self._checked("preresume")
+        rc = lib.remus_group_preresume_begin(group.raw, self._milliseconds(timeout_s))
         if rc < 0:
-            self._fail("preresume", rc)
+            group.fail("preresume", rc)
 
     def preresume_finish(self) -> bool:
         """True if every device's epoch is safe, False if it is not yet known.
@@ -353,13 +401,13 @@ class CheckpointDevices:
         Raises as `preresume` does; `CheckpointTimeout` once the deadline is
         over.  Never blocks.  To be called when `fileno` is readable.
         """
-        rc = lib.remus_group_preresume_finish(self._checked("preresume").raw)
+        group = self._checked("preresume")
+        rc = lib.remus_group_preresume_finish(group.raw)
         if rc == 0:
             return True
         if rc == -errno.EAGAIN:
             return False
-        self._fail("preresume", rc)
-        return False
+        group.fail("preresume", rc)
 
     def preresume_leave(self) -> None:
         """Be done with a begun preresume that nobody waits for any more.
@@ -386,9 +434,6 @@ class CheckpointDevices:
         if self._group is None:
             raise PhaseError(f"{phase} before setup", phase=phase)
         return self._group
-
-    def _fail(self, phase: str, rc: int) -> None:
-        self._checked(phase).fail(phase, rc)
 
 
 _REFUSED = (-errno.EBADFD, -errno.EINPROGRESS)

@@ -10,16 +10,17 @@ has the dozen lines for trio.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from ._checks import seconds
 from .devices import CheckpointDevices, Subkind
 from .epochs import EpochStatistics
 from .errors import PhaseError, RemusError
 from .replica import Tag
+from .replica._async import started
 
 __all__ = ["AsyncCheckpointDevices"]
 
@@ -31,35 +32,10 @@ async def _in_thread(
 ) -> T:
     """Run what may block long and happens once a session.
 
-    Not in the loop's executor, whose threads may all be taken.  It is carried
-    to its end even if the task is cancelled: half a set-up helps nobody.  If
-    the loop is gone by then there is nobody to tell: ``undo`` takes it back.
+    It is carried to its end even if the task is cancelled: half a set-up
+    helps nobody.  If the loop is gone by then, ``undo`` takes it back.
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is None:
-            done.set_result(result)
-        else:
-            done.set_exception(error)
-
-    def run() -> None:
-        result: Any = None
-        caught: BaseException | None = None
-        try:
-            result = work()
-        except BaseException as error:
-            caught = error
-        try:
-            loop.call_soon_threadsafe(settle, result, caught)
-        except RuntimeError:  # the loop was closed
-            if undo is not None:
-                undo()
-
-    threading.Thread(target=run, name="remus-session", daemon=True).start()
+    done = started("remus-session", work, undo)
     cancelled = False
     while True:
         try:
@@ -159,6 +135,10 @@ class AsyncCheckpointDevices:
                 loop.call_soon_threadsafe(self._on_readable)
         await _in_thread(self._layer.teardown)
 
+    async def wait_ready(self, timeout_s: float | None = None) -> None:
+        """As `CheckpointDevices.wait_ready`, in a thread of its own."""
+        await _in_thread(lambda: self._layer.wait_ready(timeout_s))
+
     def _on_readable(self) -> None:
         woken = self._woken
         if woken is not None and not woken.done():
@@ -178,7 +158,7 @@ class AsyncCheckpointDevices:
                 "preresume in another event loop than setup's", phase="preresume"
             )
         layer = self._layer
-        limit = layer._limit_s if timeout_s is None else timeout_s
+        limit = layer._limit_s if timeout_s is None else seconds("timeout_s", timeout_s)
         end = None if limit is None else time.monotonic() + limit
         layer.preresume_begin(timeout_s)
         timer: asyncio.TimerHandle | None = None
@@ -186,7 +166,8 @@ class AsyncCheckpointDevices:
             while not layer.preresume_finish():
                 self._woken = loop.create_future()
                 if end is not None:
-                    left = max(0.001, end - time.monotonic())
+                    # Not longer than an event loop's clock can tell.
+                    left = min(max(0.001, end - time.monotonic()), 86400.0)
                     timer = loop.call_later(left, self._on_readable)
                 await self._woken
                 if timer is not None:

@@ -8,12 +8,25 @@ node, which answers the same two ioctls and a third one, commit.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
+from contextlib import suppress
 from typing import Any
 
-from ._binding import ffi, lib, milliseconds
+from ._binding import ffi, lib
+from ._checks import (
+    encoded,
+    instance,
+    integer,
+    milliseconds,
+    path_of,
+    seconds,
+    shown,
+)
+from ._handle import Handle
 from .errors import (
+    ArgumentTypeError,
     CheckpointTimeout,
     ConfigError,
     DeviceNotReady,
@@ -30,6 +43,29 @@ __all__ = ["DrbdDisk"]
 PROBE_LIMIT_S = 40  # libxl's
 
 
+class _Device(Handle):
+    """The open device of one session."""
+
+    def __init__(self, raw: Any, what: str) -> None:
+        super().__init__()
+        self._what = what
+        self._raw = raw
+
+    def cancel(self) -> None:
+        with self._call() as raw:
+            lib.remus_drbd_cancel(raw)
+
+    def close(self) -> None:
+        if self._foreign():
+            return
+        if self._calls:  # not those of a group, which holds the device itself
+            with suppress(StateError):  # closed
+                self.cancel()  # or who waits would be waited for
+        raw = self._take()
+        if raw is not None:
+            lib.remus_drbd_close(raw)
+
+
 class DrbdDisk:
     """A device of the device layer, driven through ioctl 20 and 30.
 
@@ -39,6 +75,12 @@ class DrbdDisk:
     ``cancel_signal``: a signal of the program's own, with a handler that does
     nothing, which `cancel` may send to the waiting thread; without it a wait
     inside the kernel's driver ends only by the driver's own limit.
+
+    A kernel's device takes its first checkpoint only when both sides are
+    Primary and connected and no barrier of an earlier session is left on its
+    way (its late ack would count for the new one).  `wait_ready` waits for
+    that while the guest runs; the first `postsuspend` of a session, and the
+    first after a failure, makes sure of it.
 
     Mirrors libxl's disk device, and mends it: an error of ioctl 20 never
     counts as "sent", the result of ioctl 30 is never thrown away, nothing is
@@ -54,16 +96,18 @@ class DrbdDisk:
         path: str | os.PathLike[str],
         *,
         name: str | None = None,
-        timeout_s: float = 5.0,
+        timeout_s: float | None = 5.0,
         probe: str | os.PathLike[str] | None = None,
         cancel_signal: int = 0,
     ) -> None:
-        self.path = os.fspath(path)
-        self.name = name or self.path
+        self.path = path_of("path", path)
+        self.name = self.path if name is None else instance("name", name, str)
+        encoded("name", self.name)
+        seconds("timeout_s", timeout_s)
         self.timeout_s = timeout_s
-        self.probe = None if probe is None else os.fspath(probe)
-        self.cancel_signal = cancel_signal
-        self._raw: Any = None
+        self.probe = None if probe is None else path_of("probe", probe)
+        self.cancel_signal = integer("cancel_signal", cancel_signal, 64)
+        self._open: _Device | None = None
         self._waiting = False
         self._acked = False
 
@@ -77,16 +121,25 @@ class DrbdDisk:
     @property
     def empty(self) -> bool:
         """Whether the newest `postsuspend` found that nothing was written."""
-        if self._raw is None:
+        device = self._open
+        if device is None:
             return False
         empty = ffi.new("int *")
-        lib.remus_drbd_barriers(self._raw, empty)
+        with device._call() as raw:
+            lib.remus_drbd_barriers(raw, empty)
         return bool(empty[0])
 
     @property
     def is_node(self) -> bool:
         """Whether it is a file of a replica's FUSE node."""
-        return self._raw is not None and bool(lib.remus_drbd_is_node(self._raw))
+        device = self._open
+        if device is None:
+            return False
+        with device._call() as raw:
+            return bool(lib.remus_drbd_is_node(raw))
+
+    def _open_raw(self, out: Any) -> int:
+        return int(lib.remus_drbd_open(encoded("path", self.path), out))
 
     def setup(self) -> None:
         """Probe (if asked to) and open the device.
@@ -94,12 +147,12 @@ class DrbdDisk:
         Raises `DeviceNotSupported` if it is no such device, `NotProtocolD`,
         `DeviceNotReady` (not connected, Secondary, no such minor).
         """
-        if self._raw is not None:
+        if self._open is not None:
             raise PhaseError(f"device {self.name}: setup twice", phase="setup")
         if self.probe is not None:
             self._run_probe(self.probe)
         out = ffi.new("remus_drbd **")
-        rc = lib.remus_drbd_open(os.fsencode(self.path), out)
+        rc = self._open_raw(out)
         if rc == -errno.ENXIO:
             try:
                 raise_for(rc, volume=self.name, phase="setup")
@@ -109,26 +162,66 @@ class DrbdDisk:
                 ) from None
         if rc < 0:
             raise_for(rc, volume=self.name, phase="setup", invalid=ConfigError)
-        self._raw = out[0]
+        device = _Device(out[0], f"device {self.name}")
         self._waiting = self._acked = False
         if self.cancel_signal:
-            rc = lib.remus_drbd_cancel_signal(self._raw, self.cancel_signal)
+            rc = lib.remus_drbd_cancel_signal(out[0], self.cancel_signal)
             if rc < 0:
                 try:
                     raise_for(rc, volume=self.name)
                 finally:
-                    self.teardown()
+                    device.close()
+        self._open = device
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        """Wait until the first checkpoint of a session can be taken.
+
+        To be called while the guest runs, after `setup`.  For a kernel's
+        device that is when it is Connected and Primary/Primary and nothing of
+        an earlier session is on its way; a replica's node is ready at once.
+        ``timeout_s`` None: that of the device.  Raises `ReplicationLost` (not
+        connected by then), `DeviceNotReady` (not Primary/Primary),
+        `CheckpointTimeout`, `NotProtocolD`.
+        """
+        device = self._device("wait_ready")
+        limit = milliseconds(self.timeout_s if timeout_s is None else timeout_s)
+        with device._call() as raw:
+            rc = lib.remus_drbd_wait_ready(raw, limit)
+            if rc < 0:
+                raise_for(
+                    rc, "wait_ready", volume=self.name, phase="setup",
+                    invalid=NotProtocolD,
+                )  # fmt: skip
+
+    def is_ready(self) -> bool:
+        """Whether `postsuspend` may succeed now; for who waits after a loss.
+
+        A node's resource says so itself (``status.json`` beside the node), a
+        kernel's device by its state.  True also where nothing can be known,
+        for the next `postsuspend` says why it fails.  Blocks for one read of
+        the node's file system at most.
+        """
+        device = self._device("is_ready")
+        if not self.is_node:
+            waits = (-errno.EPROTO, -errno.ENOTCONN, -errno.ETIMEDOUT)
+            with device._call() as raw:
+                return lib.remus_drbd_wait_ready(raw, 0) not in waits
+        beside = os.path.join(os.path.dirname(self.path), "status.json")
+        try:
+            with open(beside, encoding="utf-8", errors="replace") as status:
+                return bool(json.load(status).get("ready", True))
+        except (OSError, ValueError, AttributeError):
+            return True
 
     _may_block = True  # a node's ioctl goes to another process
     _invalid = NotProtocolD  # what the driver's EINVAL means
 
     def _join_group(self, group: Any) -> int:
         """Take part in a C group, which then drives the device itself."""
-        return int(
-            lib.remus_group_add_drbd(
-                group.raw, self.name.encode(), self._device("setup")
+        with self._device("setup")._call() as raw:
+            return int(
+                lib.remus_group_add_drbd(group.raw, encoded("name", self.name), raw)
             )
-        )
 
     def _run_probe(self, probe: str) -> None:
         try:
@@ -165,25 +258,34 @@ class DrbdDisk:
             phase="setup",
         )
 
-    def _device(self, phase: str) -> Any:
-        if self._raw is None:
+    def _device(self, phase: str) -> _Device:
+        if self._open is None:
             raise PhaseError(f"device {self.name}: {phase} before setup", phase=phase)
-        return self._raw
+        return self._open
 
     def postsuspend(self, tag: Tag | None = None) -> int:
         """Send the barrier; never blocks.  Returns its running number.
 
+        (The first one of a session, and the first after a failure, on a
+        kernel's device: at most 2 s, for what `wait_ready` waits for.)
+
         ``tag`` travels as the ioctl's argument, so it must be a number from
         1 to 2**63-1, or its decimal text; None sends none.  Raises
-        `ReplicationLost`, `NotProtocolD`, `DeviceNotReady` (a wait failed
-        before: the kernel driver must be reconnected).
+        `ReplicationLost`, `NotProtocolD`, `DeviceNotReady` (not
+        Primary/Primary; or a wait ended in ENOMEM before: set it up again).
         """
-        raw = self._device("postsuspend")
-        rc = lib.remus_drbd_postsuspend(raw, self._tag(tag))
-        if rc < 0:
-            raise_for(rc, volume=self.name, phase="postsuspend", invalid=NotProtocolD)
-        self._waiting = True
-        return self._number(raw)
+        device = self._device("postsuspend")
+        number = self._tag(tag)
+        with device._call() as raw:
+            rc = lib.remus_drbd_postsuspend(raw, number)
+            if rc < 0:
+                if rc != -errno.EBUSY:
+                    self._waiting = False
+                raise_for(
+                    rc, volume=self.name, phase="postsuspend", invalid=NotProtocolD
+                )
+            self._waiting = True
+            return self._number(raw)
 
     @staticmethod
     def _number(raw: Any) -> int:
@@ -197,9 +299,14 @@ class DrbdDisk:
         except (TypeError, ValueError):
             number = 0
         if isinstance(tag, bool) or not 0 < number < 1 << 63:
-            raise ConfigError(
-                f"device {self.name}: tag {tag!r}: through the ioctl a tag is a "
-                "number from 1 to 2**63-1"
+            kind = (
+                ConfigError
+                if isinstance(tag, int | str | bytes)
+                else (ArgumentTypeError)
+            )
+            raise kind(
+                f"tag: {shown(tag)}: device {self.name}: through the ioctl a tag is "
+                "a number from 1 to 2**63-1"
             )
         return number
 
@@ -207,55 +314,62 @@ class DrbdDisk:
         """Return only when the backup has the epoch.
 
         Blocks the calling thread, signals blocked.  Raises
-        `ReplicationLost`, or `CheckpointTimeout` (may be called again).  One
-        call into the kernel may outlast the deadline by its own limit.
+        `ReplicationLost`, `CheckpointTimeout` (may be called again), or
+        `CheckpointUnknown` (the ack can't come any more: postsuspend again).
+        One call into the kernel may outlast the deadline by its own limit.
         """
-        raw = self._device("preresume")
+        device = self._device("preresume")
         if not self._waiting:
             raise PhaseError(
                 f"device {self.name}: preresume without a postsuspend",
                 phase="preresume",
             )
-        limit = self.timeout_s if timeout_s is None else timeout_s
-        rc = lib.remus_drbd_preresume(raw, milliseconds(limit))
-        if rc < 0:
-            if rc not in (-errno.ETIMEDOUT, -errno.ECANCELED):
-                self._waiting = False
-            raise_for(
-                rc,
-                volume=self.name,
-                phase="preresume",
-                epoch=self._number(raw),
-                invalid=NotProtocolD,
-            )
+        limit = milliseconds(self.timeout_s if timeout_s is None else timeout_s)
+        with device._call() as raw:
+            rc = lib.remus_drbd_preresume(raw, limit)
+            if rc < 0:
+                if rc not in (-errno.ETIMEDOUT, -errno.ECANCELED):
+                    self._waiting = False
+                raise_for(
+                    rc,
+                    volume=self.name,
+                    phase="preresume",
+                    epoch=self._number(raw),
+                    invalid=NotProtocolD,
+                )
         self._waiting = False
         self._acked = True
 
     def commit(self) -> None:
         """Commit on one of our nodes; a no-op on DRBD, which has none."""
-        raw = self._device("commit")
+        device = self._device("commit")
         if not self._acked:
             raise PhaseError(
                 f"device {self.name}: commit without an acked epoch", phase="commit"
             )
-        rc = lib.remus_drbd_commit(raw)
-        if rc < 0:
-            raise_for(rc, volume=self.name, phase="commit", epoch=self._number(raw))
+        with device._call() as raw:
+            rc = lib.remus_drbd_commit(raw)
+            if rc < 0:
+                raise_for(rc, volume=self.name, phase="commit", epoch=self._number(raw))
 
     def cancel(self) -> None:
-        """End the `preresume` that another thread is in.
+        """End the `preresume` or `wait_ready` that another thread is in.
 
         It raises `CheckpointCancelled`.  On one of our nodes that takes
         microseconds, unless the node's server hangs (`CheckpointDevices.cancel`
         does not hang with it); inside the kernel's driver see
         ``cancel_signal``.
         """
-        raw = self._raw
-        if raw is not None:
-            lib.remus_drbd_cancel(raw)
+        device = self._open
+        if device is not None:
+            with suppress(StateError):  # closed just now
+                device.cancel()
 
     def teardown(self) -> None:
-        """Close the device; idempotent."""
-        raw, self._raw = self._raw, None
-        if raw is not None:
-            lib.remus_drbd_close(raw)
+        """Close the device; idempotent.
+
+        A `preresume` in another thread is cancelled, and waited for.
+        """
+        device, self._open = self._open, None
+        if device is not None:
+            device.close()

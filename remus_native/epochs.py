@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from ._binding import ffi, lib, text
+from ._binding import ffi, lib, sized, text
+from ._checks import encoded, integer, path_of
 from ._handle import Handle
-from ._values import number
 from .errors import ConfigError, StateError, raise_for
 
 __all__ = [
@@ -194,9 +194,9 @@ class EpochStatistics(Handle):
         self, name: str, *, path: str | os.PathLike[str] | None = None
     ) -> None:
         super().__init__()
-        raw_path = ffi.NULL if path is None else os.fsencode(path)
+        raw_path = ffi.NULL if path is None else encoded("path", path_of("path", path))
         out = ffi.new("remus_epochs **")
-        rc = lib.remus_epochs_create(raw_path, os.fsencode(name), out)
+        rc = lib.remus_epochs_create(raw_path, encoded("name", name), out)
         if rc < 0:
             raise_for(rc)
         self._own(out[0], f"epoch statistics of {name}")
@@ -211,11 +211,12 @@ class EpochStatistics(Handle):
         file, damaged, or of another version.
         """
         out = ffi.new("remus_epochs **")
-        rc = lib.remus_epochs_attach(os.fsencode(path), out)
+        name = path_of("path", path)
+        rc = lib.remus_epochs_attach(encoded("path", name), out)
         if rc < 0:
             raise_for(rc)
         self = cls._bare()
-        self._own(out[0], f"epoch statistics {os.fspath(path)}")
+        self._own(out[0], f"epoch statistics {name}")
         return self
 
     @classmethod
@@ -227,8 +228,8 @@ class EpochStatistics(Handle):
         kept alive, and its memory with it.
         """
         self = cls._bare()
-        self._own(raw, f"epoch statistics of {what}")
         self._owner = owner
+        self._own(raw, f"epoch statistics of {what}")
         return self
 
     @classmethod
@@ -237,9 +238,10 @@ class EpochStatistics(Handle):
         Handle.__init__(self)
         return self
 
+    _owner: Any = None
+
     def _own(self, raw: Any, what: str) -> None:
         self._what = what
-        self._owner: Any = None
         self._sample = ffi.new("struct remus_epoch_sample *")  # the writer's
         self._raw = raw
 
@@ -251,6 +253,10 @@ class EpochStatistics(Handle):
                     yield raw
             else:
                 yield raw
+
+    def __del__(self) -> None:
+        if self._owner is None:  # others' are not ours to close
+            super().__del__()
 
     def __enter__(self) -> EpochStatistics:
         return self
@@ -322,7 +328,7 @@ class EpochStatistics(Handle):
         )
 
     def _info(self) -> Any:
-        out = ffi.new("struct remus_epochs_info *")
+        out = sized("epochs_info")
         with self._call() as raw:
             lib.remus_epochs_info(raw, out)
         return out
@@ -330,7 +336,7 @@ class EpochStatistics(Handle):
     def summary(self) -> EpochSummary:
         """Every series in numbers."""
         info = self._info()
-        out = ffi.new("struct remus_series_summary *")
+        out = sized("series_summary")
         series = {}
         with self._call() as raw:
             for name, index in SERIES.items():
@@ -343,7 +349,7 @@ class EpochStatistics(Handle):
 
     def recent(self, count: int) -> list[EpochSample]:
         """The newest ``count`` epochs (at most 4,096), oldest first."""
-        number("count", count, NUMBER_MAX)
+        integer("count", count, NUMBER_MAX)
         samples = self.since(max(0, self.end - count)).samples
         return list(samples[max(0, len(samples) - count) :])
 
@@ -358,7 +364,7 @@ class EpochStatistics(Handle):
         For following: begin with 0 (all that are kept) or `end` (only new
         ones), and go on with ``next``.
         """
-        number("position", position, NUMBER_MAX)
+        integer("position", position, NUMBER_MAX)
         following, lost = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         with self._call() as raw:
             # No more than there is: most calls find a few.

@@ -12,6 +12,8 @@ class                  is also a           what to do
                                            or go on unprotected, but knowingly
 `CheckpointTimeout`    `TimeoutError`      the ack may still come: retry, or give
                                            the backup up
+`CheckpointUnknown`    `TimeoutError`      the ack can't come any more: take the
+                                           next checkpoint
 `CheckpointCancelled`                      somebody ended the wait; as a timeout
 `NotProtocolD`         `OSError`           the device takes no checkpoints: wrong
                                            device or wrong driver
@@ -19,7 +21,10 @@ class                  is also a           what to do
                                            connect it, then try again
 `DeviceNotSupported`   `OSError`           no engine takes this device
 `PhaseError`           `RuntimeError`      the caller's phases are out of order
-`ConfigError`          `ValueError`        a setting is wrong; the text names it
+`ConfigError`          `ValueError`        a setting is wrong; the text names it;
+                                           `ArgumentTypeError` is a `TypeError`,
+                                           `ArgumentRangeError` an
+                                           `OverflowError`, too
 `StateError`           `OSError`           anything else that failed
 `DeviceErrors`         `ExceptionGroup`    several devices failed in one phase
                        (Python 3.11 on)
@@ -37,9 +42,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from ._text import printable
+
 __all__ = [
+    "ArgumentRangeError",
+    "ArgumentTypeError",
     "CheckpointCancelled",
     "CheckpointTimeout",
+    "CheckpointUnknown",
     "ConfigError",
     "DeviceErrors",
     "DeviceNotReady",
@@ -82,6 +92,8 @@ class RemusError(Exception):
         phase: str | None = None,
         epoch: int | None = None,
     ) -> None:
+        # It may quote what somebody else chose.
+        message = "\n".join(map(printable, message.split("\n")))
         if errno is not None and isinstance(self, OSError):
             super().__init__(errno, message)
         else:
@@ -135,6 +147,17 @@ class CheckpointTimeout(RemusError, TimeoutError):
     remedy = "wait again for the same epoch, go on with a new one, or stop"
 
 
+class CheckpointUnknown(CheckpointTimeout):
+    """No ack came, and none can come any more.
+
+    Whether the backup has the epoch is unknown and stays so.  The device is
+    in order: `postsuspend` closes the next epoch, whose ack and commit cover
+    this one, too.
+    """
+
+    remedy = "take the next checkpoint: it covers this one; or stop"
+
+
 class CheckpointCancelled(RemusError):
     """The wait was ended by `cancel` (or the session was).
 
@@ -183,13 +206,21 @@ class ConfigError(RemusError, ValueError):
     remedy = "correct the setting that the message names"
 
 
+class ArgumentTypeError(ConfigError, TypeError):
+    """An argument is of the wrong type."""
+
+
+class ArgumentRangeError(ConfigError, OverflowError):
+    """A number is too small or too large."""
+
+
 class StateError(RemusError, OSError):
     """An operation failed for a reason that has no class of its own.
 
     ``errno`` tells: EBUSY (another process has it), ENOENT, EIO, ...
     """
 
-    remedy = "see errno and the message; after EIO look at the disk"
+    remedy = "see errno and the message; after EIO check the disk"
 
 
 class RemusWarning(UserWarning):
@@ -215,7 +246,10 @@ class DeviceErrors(_Group):
     is the first one's.  From Python 3.11 on it is an `ExceptionGroup`, so
     that ``except*`` and tracebacks see each error.
 
-    A phase in which a single device failed raises that error itself.
+    A phase in which a single device failed raises that error itself.  A
+    wait's deadline, and `cancel`, end it on all devices at once: that is one
+    `CheckpointTimeout` or `CheckpointCancelled`, however many had not
+    answered; a `DeviceErrors` is its ``__cause__``.
     """
 
     remedy = "see each error in `errors`"
@@ -263,10 +297,12 @@ def _rebuild_group(
 _CLASSES: dict[int, type[RemusError]] = {
     _errno.EPROTO: ReplicationLost,
     _errno.ETIMEDOUT: CheckpointTimeout,
+    _errno.ETIME: CheckpointUnknown,
     _errno.ECANCELED: CheckpointCancelled,
     _errno.EBADFD: PhaseError,
     _errno.ENOTTY: NotProtocolD,
     _errno.EMEDIUMTYPE: DeviceNotReady,
+    _errno.ENOTCONN: DeviceNotReady,
     _errno.ESTALE: DeviceNotReady,
 }
 

@@ -1,22 +1,48 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Fixtures that several test files share."""
+"""What holds for every test. Fixtures that some share are in support/."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from remus_native import Backup, Primary, Volume
-from remus_native._binding import ffi, lib, text
+pytest.register_assert_rewrite("support")  # these fail with words, too
 
-SMALL = {"journal_bytes": 1 << 20, "segment_bytes": 65536}
-# No checkpoints but those that a test asks for.
-QUIET = {"idle_ms": 3_600_000}
+from support import simulated  # noqa: E402, F401  before all of remus_native
+
+# isort: split
+from remus_native._binding import ffi, lib, text  # noqa: E402
+from remus_native.shared.mounts import unguard  # noqa: E402
+
+# A shell that starts the suite with & or nohup lets it, and all that it starts,
+# ignore an interrupt; tests interrupt what they start.  Nor do they depend on
+# its umask: state directories that others can write to are refused.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+# And one under nohup a SIGHUP, which children inherit.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.umask(0o022)
+
+pytest_plugins = [
+    "support.crash_counts",
+    "support.drbd_tools",
+    "support.host",
+    "support.maps",
+    "support.ioctl_node",
+    "support.lanes",
+    "support.mounted",
+    "support.namespaces",
+    "support.node_lab",
+    "support.pair",
+    "support.peer",
+    "support.session",
+    "support.tls_pair",
+    "support.two_hosts",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,84 +55,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
-class Pair:
-    """A primary and a backup in this process, over a Unix socket."""
-
-    def __init__(self, folder: Path, sizes: list[int], **options: Any) -> None:
-        self.folder = folder
-        self.sizes = sizes
-        letters = "abcdefghijklmnopqrstuvwxyz"
-        self.names = [
-            f"xvd{letters[i]}" if i < 26 else f"disk{i}" for i in range(len(sizes))
-        ]
-        self.address = f"unix:{folder}/sock"
-        self.options = options
-        self.shared = {
-            key: options.pop(key) for key in ("ack", "commit_by") if key in options
-        }
-        for side in ("primary", "backup"):
-            (folder / side).mkdir()
-            for name, size in zip(self.names, sizes, strict=True):
-                with (folder / f"{side}.{name}").open("wb") as image:
-                    image.truncate(size)
-        self.primary: Primary | None = None
-        self.backup: Backup | None = None
-
-    def volumes(self, side: str) -> list[Volume]:
-        return [
-            Volume(name, self.folder / f"{side}.{name}", size)
-            for name, size in zip(self.names, self.sizes, strict=True)
-        ]
-
-    def open_backup(self, *, serve: bool = True) -> Backup:
-        self.backup = Backup(
-            "guest0",
-            state_dir=self.folder / "backup",
-            volumes=self.volumes("backup"),
-            **self.shared,
-            **{key: self.options.get(key, value) for key, value in SMALL.items()},
-        )
-        if serve:
-            self.backup.serve(self.address)
-        return self.backup
-
-    def open_primary(self, *, wait: bool = True) -> Primary:
-        mine = {k: v for k, v in self.options.items() if k not in SMALL}
-        self.primary = Primary(
-            "guest0",
-            state_dir=self.folder / "primary",
-            volumes=self.volumes("primary"),
-            address=self.address,
-            **self.shared,
-            **{**QUIET, **mine},
-        )
-        if wait:
-            self.primary.wait_protected(timeout_s=30)
-        return self.primary
-
-    def image(self, side: str, index: int) -> bytes:
-        return (self.folder / f"{side}.{self.names[index]}").read_bytes()
-
-    def close(self) -> None:
-        if self.primary is not None:
-            self.primary.close()
-        if self.backup is not None:
-            self.backup.close()
-
-
-@pytest.fixture
-def make_pair(tmp_path: Path) -> Iterator[Any]:
-    """``make_pair(sizes=[...], **options)``: both sides open and Protected."""
-    with ExitStack() as stack:
-
-        def make(sizes: list[int] | None = None, **options: Any) -> Pair:
-            pair = Pair(tmp_path, sizes or [1 << 20], **options)
-            stack.callback(pair.close)
-            pair.open_backup()
-            pair.open_primary()
-            return pair
-
-        yield make
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What was a mount point can be removed again (pytest keeps a few runs)."""
+    factory = getattr(session.config, "_tmp_path_factory", None)
+    for folder, names, _ in os.walk(factory.getbasetemp() if factory else ""):
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.lstat(path).st_mode & 0o777 == 0:
+                unguard(path)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,9 @@
  * in for a replica's mount, where a test needs a real one in a known state.
  * Runs in the foreground; writes "ready" and a newline to stdout once mounted;
  * SIGTERM unmounts and ends it. Nothing is cached by the kernel, so that each
- * look at a file asks this process (or finds it gone).
+ * look at a file asks this process (or finds it gone).  The content "@stall"
+ * means that a read of the file is taken and never answered, as by a server
+ * whose disk hangs: who reads can't even be killed until this process ends.
  *
  * Build: gcc fuse_static.c $(pkg-config --cflags --libs fuse3)
  */
@@ -19,6 +21,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static char **files; /* name, content, name, content, ..., NULL */
 
@@ -87,6 +90,10 @@ static int static_read(const char *path, char *buf, size_t size, off_t offset,
     const char *content = content_of(path);
     if (!content)
         return -ENOENT;
+    if (!strcmp(content, "@stall")) {
+        pause();
+        return -EIO;
+    }
     size_t len = strlen(content);
     if (offset < 0 || (size_t)offset >= len)
         return 0;
@@ -112,8 +119,9 @@ int main(int argc, char **argv)
     }
     files = argv + 2;
     char *args[] = {
-        argv[0], argv[1], "-f", "-s", "-o",
-        "ro,fsname=static,subtype=remus-native", NULL,
+        argv[0], argv[1], "-f",
+        "-s",    "-o",    "ro,fsname=static,subtype=remus-native",
+        NULL,
     };
     return fuse_main(6, args, &ops, NULL);
 }

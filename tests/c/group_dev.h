@@ -14,16 +14,16 @@
 struct dev {
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    int open;       /* lock: preresume may end */
-    int inside;     /* lock: calls in preresume */
-    int cancelled;  /* lock */
-    int deaf;       /* lock: does not hear cancel */
-    int linger;     /* lock: cancel does not return while it is set */
-    int lingering;  /* lock: calls in cancel */
+    int open;              /* lock: preresume may end */
+    int inside;            /* lock: calls in preresume */
+    int cancelled;         /* lock */
+    int deaf;              /* lock: does not hear cancel */
+    int linger;            /* lock: cancel does not return while it is set */
+    int lingering;         /* lock: calls in cancel */
     int post, pre, commit; /* lock: what the phases return */
-    uint64_t epoch; /* lock: the newest */
-    uint64_t committed; /* lock */
-    int calls;      /* lock: of preresume */
+    uint64_t epoch;        /* lock: the newest */
+    uint64_t committed;    /* lock */
+    int calls;             /* lock: of preresume */
 };
 
 static inline int dev_post(void *opaque, const void *tag, size_t len,
@@ -96,8 +96,8 @@ static inline void dev_cancel(void *opaque)
     pthread_mutex_unlock(&d->lock);
 }
 
-static const struct remus_device_ops dev_ops = {dev_post, dev_pre,
-                                                dev_commit, dev_cancel};
+static const struct remus_device_ops dev_ops = {
+    sizeof dev_ops, dev_post, dev_pre, dev_commit, dev_cancel};
 
 static inline void dev_init(struct dev *d)
 {
@@ -165,7 +165,8 @@ static inline remus_group *group_of(int count, int begins)
 /* What device i answered. */
 static inline struct remus_device_result result(remus_group *g, int i)
 {
-    struct remus_device_result all[DEVICES + 1];
+    struct remus_device_result all[DEVICES + 1] = {
+        REMUS_INIT(remus_device_result)};
     EXPECT(remus_group_results(g, all, DEVICES + 1) > i);
     return all[i];
 }

@@ -11,27 +11,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "backup.h"
-#include "primary.h"
+#include "backup/backup.h"
+#include "primary/primary.h"
 #include "remus.h"
-
-#define CHECK(expr)                                                          \
-    do {                                                                     \
-        long long rc_ = (long long)(expr);                                   \
-        if (rc_ < 0) {                                                       \
-            fprintf(stderr, "%s:%d: %s = %lld: %s\n", __FILE__, __LINE__,    \
-                    #expr, rc_, remus_last_error());                         \
-            exit(1);                                                         \
-        }                                                                    \
-    } while (0)
-#define EXPECT(cond)                                                         \
-    do {                                                                     \
-        if (!(cond)) {                                                       \
-            fprintf(stderr, "%s:%d: not true: %s (%s)\n", __FILE__,          \
-                    __LINE__, #cond, remus_last_error());                    \
-            exit(1);                                                         \
-        }                                                                    \
-    } while (0)
+#include "expect.h"
 
 #define PAIR_VOLUMES 2
 
@@ -57,7 +40,7 @@ static inline void pair_volumes(struct pair *t, int s,
                                 struct remus_volume v[PAIR_VOLUMES])
 {
     for (int i = 0; i < PAIR_VOLUMES; i++)
-        v[i] = (struct remus_volume){i ? "b" : "a", t->disk[s][i],
+        v[i] = (struct remus_volume){sizeof *v, i ? "b" : "a", t->disk[s][i],
                                      t->size[i]};
 }
 
@@ -66,7 +49,8 @@ static inline void pair_open_backup(struct pair *t, remus_io *io)
 {
     struct remus_volume v[PAIR_VOLUMES];
     pair_volumes(t, 1, v);
-    const struct remus_backup_config bc = {.resource = "guest0",
+    const struct remus_backup_config bc = {.struct_size = sizeof bc,
+                                           .resource = "guest0",
                                            .state_dir = t->state[1],
                                            .volumes = v,
                                            .volume_count = PAIR_VOLUMES,
@@ -103,7 +87,8 @@ static inline void pair_open_primary(struct pair *t, remus_io *io)
 {
     struct remus_volume v[PAIR_VOLUMES];
     pair_volumes(t, 0, v);
-    const struct remus_primary_config pc = {.resource = "guest0",
+    const struct remus_primary_config pc = {.struct_size = sizeof pc,
+                                            .resource = "guest0",
                                             .state_dir = t->state[0],
                                             .volumes = v,
                                             .volume_count = PAIR_VOLUMES,

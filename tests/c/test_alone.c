@@ -26,7 +26,7 @@ static int failing_open(remus_io *io, const char *path, int flags)
 
 static void lose(struct pair *t)
 {
-    struct remus_status s;
+    struct remus_status s = REMUS_INIT(remus_status);
     remus_backup_close(t->b);
     do
         CHECK(remus_primary_status(t->p, &s));
@@ -55,7 +55,7 @@ static void write_at_last(struct pair *t, const char *data, uint64_t at)
 int main(void)
 {
     struct pair t;
-    struct remus_status s;
+    struct remus_status s = REMUS_INIT(remus_status);
     real = remus_io_system();
     table = *real;
     table.open = failing_open;

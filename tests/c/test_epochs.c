@@ -2,7 +2,7 @@
 /*
  * Epoch statistics: buckets, ring, what becomes known later, files that are
  * no such files, a writer that is killed, and readers beside a writer that
- * never pauses.  tests/test_epochs.py has quantiles and the file's bytes.
+ * never pauses.  tests/unit/test_epochs.py has quantiles and the file's bytes.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -13,7 +13,7 @@
 #include <sys/vfs.h>
 #include <sys/wait.h>
 
-#include "epochs.h"
+#include "stats/epochs.h"
 #include "pair.h"
 
 static char dir[64], path[80];
@@ -100,7 +100,7 @@ static void check_ring(void)
 
 static uint64_t count_of(remus_epochs *e, int series)
 {
-    struct remus_series_summary s;
+    struct remus_series_summary s = REMUS_INIT(remus_series_summary);
     CHECK(remus_epochs_summary(e, series, &s));
     return s.count;
 }
@@ -114,13 +114,13 @@ static void check_later(void)
     for (uint64_t n = 3; n <= 2 * REMUS_EPOCHS_RING; n += 3)
         add(e, n); /* extents unknown; every sixteenth failed */
     uint64_t good = count_of(e, REMUS_SERIES_ACK);
-    struct remus_epochs_info info;
+    struct remus_epochs_info info = REMUS_INIT(remus_epochs_info);
     CHECK(remus_epochs_info(e, &info));
     EXPECT(info.failed && info.failed + good == info.added);
     EXPECT(info.writing && !info.closed && info.this_boot);
     EXPECT(info.pid == getpid() && strcmp(info.name, "guest0") == 0);
     EXPECT(count_of(e, REMUS_SERIES_EXTENTS) == 0);
-    remus_epochs_measured(e, 33, 0, 7);   /* nothing is known */
+    remus_epochs_measured(e, 33, 0, 7); /* nothing is known */
     remus_epochs_measured(e, 33, 40, 50);
     remus_epochs_measured(e, 33, 41, 51); /* known already */
     remus_epochs_measured(e, 34, 41, 51); /* no such epoch */
@@ -143,7 +143,7 @@ static void check_later(void)
 static void check_sums(void)
 {
     remus_epochs *e;
-    struct remus_series_summary s;
+    struct remus_series_summary s = REMUS_INIT(remus_series_summary);
     struct remus_epochs_bucket b[3];
     CHECK(remus_epochs_create(NULL, "guest0", &e));
     EXPECT(remus_epochs_summary(e, REMUS_SERIES_COUNT, &s) == -EINVAL);
@@ -230,7 +230,7 @@ static void check_foreign(void)
 static void check_replaced(void)
 {
     remus_epochs *one, *two, *reader, *later;
-    struct remus_epochs_info info;
+    struct remus_epochs_info info = REMUS_INIT(remus_epochs_info);
     CHECK(remus_epochs_create(path, "one", &one));
     CHECK(remus_epochs_attach(path, &reader));
     add(one, 1);
@@ -264,8 +264,7 @@ static void check_half(void)
     uint64_t odd = 2 * (REMUS_EPOCHS_RING + 10) + 1;
     memcpy(p + REMUS_EPOCHS_RING_AT + 10 * REMUS_EPOCHS_SLOT, &odd, 8);
     for (int i = 0; i < REMUS_SERIES_COUNT; i++)
-        p[REMUS_EPOCHS_SERIES_AT + (unsigned int)i * REMUS_EPOCHS_SERIES] |=
-            1;
+        p[REMUS_EPOCHS_SERIES_AT + (unsigned int)i * REMUS_EPOCHS_SERIES] |= 1;
     CHECK(remus_epochs_attach(path, &reader));
     EXPECT(remus_epochs_read(reader, 0, out, REMUS_EPOCHS_RING, &next,
                              &lost) == REMUS_EPOCHS_RING - 1);
@@ -311,7 +310,7 @@ static uint64_t follow(remus_epochs *e, uint64_t *at, uint64_t *lost)
 
 static void check_series(remus_epochs *e, int series)
 {
-    struct remus_series_summary s;
+    struct remus_series_summary s = REMUS_INIT(remus_series_summary);
     CHECK(remus_epochs_summary(e, series, &s));
     if (!s.count)
         return;
@@ -335,7 +334,7 @@ static void check_killed(void)
         }
         EXPECT(read(ready[0], &c, 1) == 1);
         remus_epochs *e;
-        struct remus_epochs_info info;
+        struct remus_epochs_info info = REMUS_INIT(remus_epochs_info);
         uint64_t at = 0, lost = 0, whole = 0;
         CHECK(remus_epochs_attach(path, &e));
         CHECK(remus_epochs_info(e, &info));
@@ -451,7 +450,7 @@ static uint64_t sums[PACED + 1]; /* of `bytes`, of so many good epochs */
 
 static void *sums_main(void *arg)
 {
-    struct remus_series_summary s;
+    struct remus_series_summary s = REMUS_INIT(remus_series_summary);
     uint64_t looks = 0;
     for (; !atomic_load(&stop); looks++) {
         CHECK(remus_epochs_summary(arg, REMUS_SERIES_BYTES, &s));
@@ -479,7 +478,7 @@ static void check_moments(void)
     EXPECT(!pthread_create(&reader, NULL, sums_main, e));
     for (uint64_t n = 1; n <= PACED; n++) {
         add(e, n);
-        usleep(50);
+        usleep(500); /* faster than any toolstack */
     }
     atomic_store(&stop, 1);
     pthread_join(reader, NULL);

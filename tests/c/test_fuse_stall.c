@@ -1,21 +1,24 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The local disk stalls under more requests than the node has workers: the
- * checkpoint ioctls are answered all the same, and once the disk goes on
- * every request is, each with its own bytes.  Exit 77: no FUSE here.
+ * One local disk stalls under more requests than the node has workers: the
+ * checkpoint ioctls, the status and the other disk are answered all the same,
+ * and once the disk goes on every request is, each with its own bytes.  All
+ * that is not answered is in the slots meanwhile, and what may have changed
+ * the disk is marked there with its range.  Exit 77: no FUSE here.
  */
 #include <errno.h>
+#include <linux/fuse.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <time.h>
 
-#include "fuse_int.h"
+#include "node/fuse_int.h"
 #include "pair.h"
 
 #define BLOCK 4096u
-#define READERS (3u * REMUS_FUSE_WORKERS)
+#define READERS 40u /* more than there are workers */
 #define SIZE ((uint64_t)BLOCK * (READERS + 8u))
 
 static remus_io table;
@@ -125,10 +128,19 @@ static void *write_and_sync(void *arg)
     return NULL;
 }
 
-/* A checkpoint through the node, by somebody who can't wait long. */
+/* What needs no disk, or another one: by somebody who can't wait long. */
 static void *checkpoint(void *arg)
 {
     atomic_int *done = arg;
+    static const char *const names[] = {"status", "status.json", "b"};
+    for (int i = 0; i < 3; i++) {
+        char path[256], buf[512];
+        snprintf(path, sizeof path, "%s/%s", mounted, names[i]);
+        int other = open(path, O_RDONLY | O_CLOEXEC);
+        CHECK(other);
+        EXPECT(read(other, buf, sizeof buf) == (ssize_t)sizeof buf);
+        close(other);
+    }
     int fd = open(node, O_RDONLY | O_CLOEXEC);
     CHECK(fd);
     CHECK(ioctl(fd, REMUS_IOCTL_SEND_CHECKPOINT, 0));
@@ -152,6 +164,53 @@ static void checkpoint_within(int ms)
         stall(0);
     pthread_join(thread, NULL);
     EXPECT(in_time);
+}
+
+/* How many slots hold a request of a kind; how many are begun.  It looks as
+ * another process would: what it sees may change meanwhile. */
+__attribute__((no_sanitize("thread"))) static unsigned int
+held(remus_export *e, uint32_t opcode, unsigned int *begun)
+{
+    unsigned int count = 0;
+    *begun = 0;
+    for (uint32_t i = 0; i < e->kept.head->slot_count; i++) {
+        const struct fuse_in_header *in =
+            (const void *)remus_kept_bytes(&e->kept, i);
+        const struct remus_kept_slot *s = &e->kept.slots[i];
+        if (__atomic_load_n(&in->unique, __ATOMIC_ACQUIRE) == 0)
+            continue;
+        count += in->opcode == opcode;
+        if (!atomic_load(&s->begun))
+            continue;
+        ++*begun;
+        EXPECT(in->opcode == FUSE_WRITE && s->volume == 0);
+        EXPECT(s->start == SIZE - BLOCK && s->end == s->start + 7);
+        EXPECT(!memcmp((const char *)in + sizeof *in +
+                           sizeof(struct fuse_write_in),
+                       "written", 7));
+    }
+    return count;
+}
+
+/* The readers come when they come. */
+static void check_all_held(remus_export *e)
+{
+    unsigned int begun;
+    for (int ms = 20000; held(e, FUSE_READ, &begun) < READERS && ms; ms--)
+        nanosleep(&(struct timespec){0, 1000000}, NULL);
+    EXPECT(held(e, FUSE_READ, &begun) == READERS && begun == 1);
+    EXPECT(held(e, FUSE_WRITE, &begun) == 1);
+}
+
+/* An answer may be heard before the slot is clear. */
+static void check_none_held(remus_export *e)
+{
+    unsigned int begun, ms = 20000;
+    while ((held(e, FUSE_READ, &begun) || held(e, FUSE_WRITE, &begun) ||
+            held(e, FUSE_FSYNC, &begun)) &&
+           ms--)
+        nanosleep(&(struct timespec){0, 1000000}, NULL);
+    EXPECT(ms != UINT_MAX && begun == 0);
 }
 
 static void fill(struct pair *t)
@@ -193,13 +252,15 @@ int main(void)
     for (unsigned int i = 0; i < READERS; i++)
         EXPECT(pthread_create(&readers[i], NULL, read_block,
                               (void *)(uintptr_t)i) == 0);
-    wait_until_stuck(REMUS_FUSE_AT_DISK);
+    wait_until_stuck(remus_fuse_width(PAIR_VOLUMES));
+    check_all_held(e);
     for (int i = 0; i < 3; i++)
         checkpoint_within(10000);
     stall(0);
     for (unsigned int i = 0; i < READERS; i++)
         pthread_join(readers[i], NULL);
     pthread_join(writer, NULL);
+    check_none_held(e);
     remus_export_close(e);
     pair_prove_and_close(&t, pair_checkpoint(&t));
     return 0;

@@ -254,7 +254,8 @@ static void *crowd_main(void *arg)
     remus_group *g = arg;
     unsigned int seed = (unsigned int)(uintptr_t)&seed;
     while (!atomic_load(&crowd_stop)) {
-        struct remus_device_result r[DEVICES];
+        struct remus_device_result r[DEVICES] = {
+            REMUS_INIT(remus_device_result)};
         int rc = 0;
         switch (rand_r(&seed) % 6) {
         case 0:

@@ -29,6 +29,8 @@ static void send_reply(int fd, uint64_t *s, struct wire *w,
         .held = odd(s, rnd(s) % 1000),
         .committed = odd(s, rnd(s) % 1000),
         .capacity = odd(s, 1u << 20),
+        .flags = rnd(s) % rarely ? 0 : (uint32_t)odd(s, REMUS_REPLY_FULL),
+        .has = odd(s, 0),
         .content = (uint32_t)(rnd(s) % rarely ? rnd(s) % 4 : rnd(s) % 9)};
     if (rnd(s) % 2)
         memcpy(h.generation, w->data + REMUS_REC_HEADER + 16,
@@ -65,9 +67,9 @@ static void some_answer(uint64_t *s, uint64_t session,
                         const struct remus_record seen[2], struct wire *w)
 {
     static const uint8_t types[] = {
-        REMUS_REC_ACK,     REMUS_REC_ACK,        REMUS_REC_APPLIED,
-        REMUS_REC_PING,    REMUS_REC_RESYNC,     REMUS_REC_HASH_REPLY,
-        REMUS_REC_PING,    REMUS_REC_HASH_REPLY, 0};
+        REMUS_REC_ACK,  REMUS_REC_ACK,        REMUS_REC_APPLIED,
+        REMUS_REC_PING, REMUS_REC_RESYNC,     REMUS_REC_HASH_REPLY,
+        REMUS_REC_PING, REMUS_REC_HASH_REPLY, 0};
     uint8_t type = types[rnd(s) % sizeof types];
     struct remus_record r = {
         .type = type              ? type
@@ -80,8 +82,8 @@ static void some_answer(uint64_t *s, uint64_t session,
         .range = odd(s, 1u << 20),
         .number = odd(s, type == REMUS_REC_HASH_REPLY ? seen[1].number : 0)};
     if (type == REMUS_REC_HASH_REPLY)
-        r.length = rnd(s) % rarely ? REMUS_HASH_BLOCKS / 8
-                                   : (uint32_t)(rnd(s) % 999);
+        r.length =
+            rnd(s) % rarely ? REMUS_HASH_BLOCKS / 8 : (uint32_t)(rnd(s) % 999);
     else if (r.type == REMUS_REC_APPLIED)
         r.length = (uint32_t)(rnd(s) % 4 * 24 + (rnd(s) % rarely ? 0 : 5));
     else if (rnd(s) % rarely == 0)
@@ -141,13 +143,12 @@ static void *verify_main(void *arg)
 
 /* A guest on it, until it is fenced or the time is over.  Every call must
  * return, and its disk must hold what was written. */
-static void guest(remus_primary *p, const char *disk, uint64_t *s,
-                  int64_t end)
+static void guest(remus_primary *p, const char *disk, uint64_t *s, int64_t end)
 {
     static unsigned char model[DISK], buf[9000], found[DISK];
     uint64_t refused = 0, refused_len = 0; /* the one that was cut off */
     memset(model, 0, sizeof model);
-    struct remus_status st;
+    struct remus_status st = REMUS_INIT(remus_status);
     pthread_t verify;
     CHECK(-pthread_create(&verify, NULL, verify_main, p));
     do {
@@ -204,8 +205,9 @@ static void fuzz_primary(void)
         EXPECT(system(command) == 0);
         CHECK(mkdir(state, 0700));
         pair_disk(disk, DISK);
-        struct remus_volume v = {"a", disk, 0};
-        const struct remus_primary_config pc = {.resource = "guest0",
+        struct remus_volume v = {sizeof v, "a", disk, 0};
+        const struct remus_primary_config pc = {.struct_size = sizeof pc,
+                                                .resource = "guest0",
                                                 .state_dir = state,
                                                 .volumes = &v,
                                                 .volume_count = 1,

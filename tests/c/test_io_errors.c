@@ -14,10 +14,10 @@
 
 #define SIZE (192u << 10)
 #define ROUNDS 6
-#define MOST_S 7  /* for each of the four sweeps, if not told otherwise */
+#define MOST_S 7 /* for each of the four sweeps, if not told otherwise */
 
 struct faulty {
-    remus_io io;      /* first: the table is the handle */
+    remus_io io; /* first: the table is the handle */
     atomic_int armed;
     atomic_long left; /* operations until the fault */
     int for_good;     /* not once only */
@@ -82,8 +82,7 @@ static int bad_sync_dir(remus_io *io, const char *path)
     return err ? err : real->sync_dir(real, path);
 }
 
-static int bad_writeback(remus_io *io, int file, uint64_t offset,
-                         uint64_t len)
+static int bad_writeback(remus_io *io, int file, uint64_t offset, uint64_t len)
 {
     int err = meet(io);
     return err ? err : real->writeback(real, file, offset, len);
@@ -124,7 +123,7 @@ static void remember(const struct pair *t, struct acked *a, uint64_t epoch)
 /* Until it is in the backup's disks, or will not be. */
 static void applied(struct pair *t, uint64_t epoch)
 {
-    struct remus_status s;
+    struct remus_status s = REMUS_INIT(remus_status);
     for (int i = 0; i < 1000; i++) {
         CHECK(remus_backup_status(t->b, &s));
         if (s.applied_epoch >= epoch || s.state != REMUS_STATE_PROTECTED)
@@ -171,7 +170,7 @@ static void run(struct pair *t, struct acked *a)
 /* The states are named, and say how to go on. */
 static void look(struct pair *t)
 {
-    struct remus_status b, p;
+    struct remus_status b = REMUS_INIT(remus_status), p = b;
     CHECK(remus_backup_status(t->b, &b));
     EXPECT(b.state == REMUS_STATE_FAILED || b.state == REMUS_STATE_PROTECTED ||
            b.state == REMUS_STATE_STANDBY ||
@@ -192,7 +191,7 @@ static void look(struct pair *t)
 /* A new process of the backup: what was acked is there, or a later one. */
 static void restart_backup(struct pair *t, const struct acked *a)
 {
-    struct remus_checkpoint cp[64];
+    struct remus_checkpoint cp[64] = {REMUS_INIT(remus_checkpoint)};
     remus_backup_close(t->b);
     pair_open_backup(t, NULL);
     int n = remus_backup_checkpoints(t->b, cp, 64);
@@ -206,8 +205,8 @@ static void fail_over(struct pair *t, const struct acked *a)
     uint64_t got;
     remus_primary_close(t->p);
     restart_backup(t, a);
-    CHECK(remus_backup_promote(t->b, REMUS_PROMOTE_EPOCH, a->epoch, NULL, 0,
-                               1, &got));
+    CHECK(remus_backup_promote(t->b, REMUS_PROMOTE_EPOCH, a->epoch, NULL, 0, 1,
+                               &got));
     remus_backup_close(t->b);
     for (int i = 0; i < PAIR_VOLUMES; i++) {
         int fd = open(t->disk[0][i], O_WRONLY | O_CLOEXEC);

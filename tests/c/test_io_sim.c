@@ -11,27 +11,10 @@
 #include <string.h>
 
 #include "remus_testing.h"
+#include "expect.h"
 
 #define SECTOR 512u
 #define SEEDS 64
-
-#define CHECK(expr)                                                          \
-    do {                                                                     \
-        long long rc_ = (long long)(expr);                                   \
-        if (rc_ < 0) {                                                       \
-            fprintf(stderr, "%s:%d: %s = %lld: %s\n", __FILE__, __LINE__,    \
-                    #expr, rc_, remus_last_error());                         \
-            exit(1);                                                         \
-        }                                                                    \
-    } while (0)
-#define EXPECT(cond)                                                         \
-    do {                                                                     \
-        if (!(cond)) {                                                       \
-            fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__,     \
-                    #cond);                                                  \
-            exit(1);                                                         \
-        }                                                                    \
-    } while (0)
 
 static remus_sim *sim;
 static remus_io *io;

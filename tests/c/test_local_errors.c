@@ -87,7 +87,7 @@ static void agree_after_a_torn_write(void)
     EXPECT(strstr(remus_last_error(), "volume a"));
     atomic_store(&fail_writes, 1);
     EXPECT(remus_primary_discard(t.p, 0, 70000, 9000) == -EIO);
-    struct remus_status s;
+    struct remus_status s = REMUS_INIT(remus_status);
     CHECK(remus_primary_status(t.p, &s));
     EXPECT(s.state == REMUS_STATE_PROTECTED);
     CHECK(remus_primary_pread(t.p, 0, buf, 10, 1000));
@@ -105,7 +105,7 @@ static void end_where_the_range_can_not_be_read(void)
     atomic_store(&fail_writes, 1);
     atomic_store(&fail_reads, 1);
     EXPECT(remus_primary_pwrite(t.p, 0, buf, sizeof buf, 0) == -EIO);
-    struct remus_status s;
+    struct remus_status s = REMUS_INIT(remus_status);
     CHECK(remus_primary_status(t.p, &s));
     EXPECT(s.state == REMUS_STATE_UNPROTECTED);
     EXPECT(strstr(s.reason, "can't be read back"));
@@ -122,7 +122,7 @@ static void end_where_the_range_can_not_be_read(void)
 static void agree_after_a_failed_sync(int at_close)
 {
     struct pair t;
-    struct remus_status s;
+    struct remus_status s = REMUS_INIT(remus_status);
     unsigned char buf[10000], zeros[10000] = {0};
     pair_open(&t, SIZE, SIZE, &table);
     fill(&t);

@@ -87,7 +87,7 @@ static void check_statistics(struct pair *t)
 {
     static unsigned char block[4096];
     struct remus_epoch_sample s;
-    struct remus_status status;
+    struct remus_status status = REMUS_INIT(remus_status);
     uint64_t epoch;
     EXPECT(remus_primary_epoch(t->p, UINT64_MAX, &s) == 0);
     pair_checkpoint(t); /* what the writers left */
@@ -109,7 +109,7 @@ static void check_statistics(struct pair *t)
     EXPECT(status.epoch_extents == 2 && status.epoch_coalesced == 1024);
     CHECK(remus_backup_status(t->b, &status));
     EXPECT(status.measured_epoch == epoch && status.epoch_extents == 2);
-    struct remus_epochs_info info;
+    struct remus_epochs_info info = REMUS_INIT(remus_epochs_info);
     CHECK(remus_epochs_info(remus_primary_epochs(t->p), &info));
     EXPECT(info.added > 1 && !info.failed && !strcmp(info.name, "guest0"));
 }
@@ -129,7 +129,7 @@ int main(void)
     CHECK(remus_primary_preresume(t.p, after, 20000));
     EXPECT(remus_primary_commit(t.p, after + 1) == -EINVAL);
 
-    struct remus_status s;
+    struct remus_status s = REMUS_INIT(remus_status);
     CHECK(remus_primary_status(t.p, &s));
     EXPECT(s.state == REMUS_STATE_PROTECTED);
     uint64_t promoted;

@@ -88,7 +88,7 @@ static void stall(int on)
 static void a_stalled_disk_is_named(void)
 {
     struct pair t;
-    struct remus_status s;
+    struct remus_status s = REMUS_INIT(remus_status);
     real = remus_io_system();
     table = *real;
     table.fdatasync = stalling_fdatasync;
@@ -122,8 +122,8 @@ static int slow_fdatasync(remus_io *io, int file)
 }
 
 /* 16 MiB a second, and what comes in small pieces is slower. */
-static ssize_t slow_pwrite(remus_io *io, int file, const void *buf,
-                           size_t len, uint64_t offset)
+static ssize_t slow_pwrite(remus_io *io, int file, const void *buf, size_t len,
+                           uint64_t offset)
 {
     (void)io;
     usleep((useconds_t)(len / 16u + 500));
@@ -133,7 +133,7 @@ static ssize_t slow_pwrite(remus_io *io, int file, const void *buf,
 static void a_slow_disk_slows_writes(void)
 {
     struct pair t;
-    struct remus_status s;
+    struct remus_status s = REMUS_INIT(remus_status);
     pthread_t threads[WRITERS];
     table = *real;
     table.fdatasync = slow_fdatasync;

@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 
 #include "pair.h"
-#include "tls.h"
+#include "link/tls.h"
 
 #define BYTES (6u << 20)
 
@@ -141,15 +141,18 @@ static void replicate(const char *dir, const char *key)
         pair_disk(disk[i], 1 << 20);
         CHECK(mkdir(state[i], 0700));
     }
-    struct remus_volume v[2] = {{"a", disk[0], 0}, {"a", disk[1], 0}};
-    struct remus_backup_config bc = {.resource = "guest0",
+    struct remus_volume v[2] = {{sizeof *v, "a", disk[0], 0},
+                                {sizeof *v, "a", disk[1], 0}};
+    struct remus_backup_config bc = {.struct_size = sizeof bc,
+                                     .resource = "guest0",
                                      .state_dir = state[1],
                                      .volumes = &v[1],
                                      .volume_count = 1,
                                      .journal_bytes = 4 << 20,
                                      .segment_bytes = 1 << 18,
                                      .psk_file = key};
-    struct remus_primary_config pc = {.resource = "guest0",
+    struct remus_primary_config pc = {.struct_size = sizeof pc,
+                                      .resource = "guest0",
                                       .state_dir = state[0],
                                       .volumes = &v[0],
                                       .volume_count = 1,
@@ -166,8 +169,7 @@ static void replicate(const char *dir, const char *key)
     uint64_t epoch = 0, promoted;
     for (int i = 0; i < 200; i++) {
         memset(buf, i, sizeof buf);
-        CHECK(remus_primary_pwrite(p, 0, buf, sizeof buf,
-                                   (uint64_t)i * 4096));
+        CHECK(remus_primary_pwrite(p, 0, buf, sizeof buf, (uint64_t)i * 4096));
         CHECK(remus_primary_postsuspend(p, NULL, 0, &epoch));
         CHECK(remus_primary_preresume(p, epoch, 20000));
         CHECK(remus_primary_commit(p, epoch));

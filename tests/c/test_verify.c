@@ -18,9 +18,9 @@
 
 static remus_io table;
 static remus_io *real;
-static atomic_int bad_file = -1;  /* whose ... */
-static _Atomic uint64_t bad_at;   /* ... block here can't be read, */
-static atomic_int written;        /* until it is written */
+static atomic_int bad_file = -1; /* whose ... */
+static _Atomic uint64_t bad_at;  /* ... block here can't be read, */
+static atomic_int written;       /* until it is written */
 
 static int hits(int file, size_t len, uint64_t offset)
 {
@@ -60,7 +60,7 @@ static int file_of(const char *path)
 /* A checkpoint that is in the backup's disks; its number. */
 static uint64_t applied(struct pair *t)
 {
-    struct remus_status st;
+    struct remus_status st = REMUS_INIT(remus_status);
     uint64_t epoch = pair_checkpoint(t);
     CHECK(remus_backup_status(t->b, &st));
     for (int i = 0; st.applied_epoch < epoch; i++) {
@@ -74,8 +74,8 @@ static uint64_t applied(struct pair *t)
 static void backup_block(void)
 {
     struct pair t;
-    struct remus_verify found;
-    struct remus_status st;
+    struct remus_verify found = REMUS_INIT(remus_verify);
+    struct remus_status st = REMUS_INIT(remus_status);
     unsigned char buf[BLOCK];
     pair_open(&t, SIZE, SIZE, &table);
     remus_backup_close(t.b);
@@ -107,8 +107,8 @@ static void backup_block(void)
 static void primary_block(void)
 {
     struct pair t;
-    struct remus_verify found;
-    struct remus_status st;
+    struct remus_verify found = REMUS_INIT(remus_verify);
+    struct remus_status st = REMUS_INIT(remus_status);
     pair_open(&t, SIZE, SIZE, &table);
     bad_at = 7 * BLOCK;
     written = 0;
@@ -159,7 +159,7 @@ static void *checkpoint_main(void *arg)
 static void under_load(void)
 {
     struct pair t;
-    struct remus_verify found;
+    struct remus_verify found = REMUS_INIT(remus_verify);
     atomic_int stop = 0;
     pthread_t thread[3];
     pair_open(&t, SIZE, SIZE, NULL);

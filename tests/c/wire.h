@@ -14,7 +14,8 @@
 #include <time.h>
 
 #include "pair.h"
-#include "transport.h"
+#include "link/address.h"
+#include "link/input.h"
 
 #define DISK (256u << 10)
 
@@ -70,9 +71,8 @@ struct wire {
 /* Its payload is there already, behind the header. */
 static inline void encode(struct wire *w, struct remus_record *r)
 {
-    r->payload_crc = r->length ? remus_crc32c(0, w->data + REMUS_REC_HEADER,
-                                              r->length)
-                               : 0;
+    r->payload_crc =
+        r->length ? remus_crc32c(0, w->data + REMUS_REC_HEADER, r->length) : 0;
     remus_record_encode(r, w->data);
     w->len = REMUS_REC_HEADER + r->length;
 }
@@ -115,7 +115,7 @@ static inline int send_wire(int fd, const struct wire *w)
 /* Read until there is a record of `type`: its payload in `out`.  -1: none
  * came in a second. */
 static inline int await(int fd, int type, struct remus_record *r,
-                 unsigned char *out, size_t cap)
+                        unsigned char *out, size_t cap)
 {
     static __thread unsigned char buf[65536];
     size_t have = 0;

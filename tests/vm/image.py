@@ -14,7 +14,9 @@ HERE = Path(__file__).parent
 PROBE = HERE.parent.parent / "hotplug" / "block-drbd-probe"
 
 # What the probe calls on a Debian host, and dash, which runs it there.
-SHELL_TOOLS = ("dash", "head", "readlink", "stat", "timeout", "tr", "env", "true")
+SHELL_TOOLS = (
+    "dash", "cat", "head", "readlink", "stat", "timeout", "tr", "env", "true",
+)  # fmt: skip
 DRBD_TOOLS = ("drbdadm", "drbdsetup", "drbdmeta")
 DRBD_HELPERS = ("drbdadm-84", "drbdsetup-84")
 LINKS = {  # as on every Debian since 12

@@ -3,7 +3,7 @@
 #
 # /init of the guest: brings real DRBD devices into one state after another
 # and, in each, writes down what the probe, the C program and DRBD's own tools
-# say. It judges nothing; tests/test_vm.py does.
+# say. It judges nothing; tests/vm/test_vm.py does.
 #
 # A record is a command that was run. For number N there are three files,
 # N (one line: KIND STATE CODE COMMAND...), N.out and N.err. At the end all of
@@ -72,11 +72,11 @@ disk() {
     for device; do record disk /drbd_disk "$device"; done
 }
 
-# tools: what tests/test_probe.py has stand-ins for.
+# tools: what tests/support/drbd_tools.py has stand-ins for.
 tools() {
     for call in 'drbdadm sh-dev all' 'drbdadm sh-resource all' \
         'drbdadm sh-dev r0' 'drbdadm sh-dev r1' \
-        'drbdadm cstate r0' 'drbdadm role r0' \
+        'drbdadm cstate r0' 'drbdadm role r0' 'drbdadm dstate r0' \
         'drbdsetup show r0' 'drbdsetup /dev/drbd0 show' \
         'drbdsetup status r0'; do
         # shellcheck disable=SC2086 # words

@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What is done with a backup that answered, and how a connection begins. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "primary/internal.h"
+
+typedef unsigned long long ull;
+
+#define AGAIN_MS 30000u /* after a catch-up that did not fit */
+
+/* ---- what to do ---------------------------------------------------------- */
+
+/* Journal cost of a catch-up of so many bytes: a record for each block, or
+ * the gaps before large ones, which cost more. */
+static uint64_t journal_cost(uint64_t bytes)
+{
+    const uint64_t each = REMUS_REC_HEADER + REMUS_INDEX_COST +
+                          REMUS_PAGE / (REMUS_REC_LARGE / REMUS_BLOCK);
+    return bytes + bytes / REMUS_BLOCK * each + 8u * REMUS_PAGE;
+}
+
+void remus_primary_full_text(char text[REMUS_REASON_MAX], uint64_t committed,
+                             uint64_t newest, int pinned)
+{
+    if (pinned)
+        snprintf(text, REMUS_REASON_MAX,
+                 "the backup's journal is full: a checkpoint there is pinned "
+                 "by whoever holds its memory, and nothing newer is committed "
+                 "until the pin is released (newest committed %llu, "
+                 "newest there %llu)",
+                 (ull)committed, (ull)newest);
+    else
+        snprintf(text, REMUS_REASON_MAX,
+                 "the backup's journal is full of checkpoints that are not "
+                 "committed (newest committed %llu, newest there %llu): "
+                 "commit them, or enlarge the journal",
+                 (ull)committed, (ull)newest);
+}
+
+/* Why there is no catch-up now. */
+static void say_no_room(const struct remus_hello_reply *reply, uint64_t bytes)
+{
+    int pinned = (reply->flags & REMUS_REPLY_PINNED) != 0;
+    char text[REMUS_REASON_MAX];
+    remus_primary_full_text(text, reply->committed, reply->held, pinned);
+    /* What fills it, or leaves no room beside it, can be committed; of what
+     * is pinned that must be said. */
+    if (reply->flags & REMUS_REPLY_FULL || pinned)
+        remus_fail(-ENOSPC, "%s", text);
+    else
+        remus_fail(-ENOSPC,
+                   "the catch-up (%llu KiB changed) does not fit into the "
+                   "backup's journal (room for %llu KiB): enlarge the "
+                   "journal, or set allow_inconsistent = true",
+                   (ull)(bytes >> 10), (ull)(reply->capacity >> 10));
+}
+
+/* Does the map tell all that this backup lacks?  (lock held) */
+static int map_counts(const remus_primary *p,
+                      const struct remus_hello_reply *reply)
+{
+    uint64_t end;
+    return reply->content != REMUS_CONTENT_FOREIGN &&
+           remus_dirty_valid(&p->dirty) &&
+           remus_lineage_has(&p->kept.lineage, reply->generation, &end) &&
+           reply->held <= end &&
+           reply->held >= remus_dirty_forgotten(&p->dirty) &&
+           reply->held < p->open_epoch;
+}
+
+/* Does a catch-up of so many bytes fit?  (lock held) */
+static int fits(const remus_primary *p, const struct remus_hello_reply *reply,
+                uint64_t bytes)
+{
+    uint64_t refused = p->wont_fit;
+    /* Perhaps the guest writes less by now. */
+    if (remus_primary_now(p) - p->wont_fit_ns > AGAIN_MS * 1000000ull)
+        refused = 0;
+    return journal_cost(bytes) <= reply->capacity &&
+           (!refused || reply->capacity > refused);
+}
+
+/* Does it hold a checkpoint of our generation that we never took?  Then we are
+ * not what we were: our state was put back (lock held). */
+static int set_back(const remus_primary *p,
+                    const struct remus_hello_reply *reply)
+{
+    return !memcmp(reply->generation, p->kept.lineage.id, REMUS_ID_BYTES) &&
+           reply->held >= p->open_epoch;
+}
+
+/* Whose generation a promoted backup went on from (lock held). */
+static enum remus_origin origin(const remus_primary *p,
+                                const struct remus_hello_reply *reply)
+{
+    uint64_t end;
+    if (!memcmp(reply->origin, p->kept.lineage.id, REMUS_ID_BYTES))
+        return REMUS_ORIGIN_OURS;
+    return remus_lineage_has(&p->kept.lineage, reply->origin, &end)
+               ? REMUS_ORIGIN_RELATED
+               : REMUS_ORIGIN_OTHER;
+}
+
+enum remus_plan remus_primary_plan(remus_primary *p,
+                                   const struct remus_hello_reply *reply,
+                                   int compared)
+{
+    remus_primary_lock(p);
+    uint64_t bytes = remus_dirty_lacking(&p->dirty, reply->held);
+    const struct remus_offer offer = {
+        .content = (int)reply->content,
+        .origin = origin(p, reply),
+        .set_back = set_back(p, reply),
+        .map_counts = compared || map_counts(p, reply),
+        .known = compared,
+        .full = (reply->flags & REMUS_REPLY_FULL) != 0,
+        .fits = fits(p, reply, bytes),
+        /* What is pinned there is not to be given up. */
+        .allow = p->allow_inconsistent && !(reply->flags & REMUS_REPLY_PINNED),
+        .storing = p->alone.generation == REMUS_GENERATION_STORING,
+        .fenced = remus_authority_fenced(p->authority)};
+    enum remus_plan plan = remus_plan_step(&offer);
+    if (plan == REMUS_PLAN_WAIT)
+        say_no_room(reply, bytes);
+    if (remus_plan_connects(plan) && !compared &&
+        remus_primary_flow_waits(p)) {
+        remus_primary_flow_text(p, remus_primary_now(p));
+        plan = REMUS_PLAN_WAIT;
+    }
+    remus_primary_unlock(p);
+    return plan;
+}
+
+/* ---- how it begins ------------------------------------------------------- */
+
+/*
+ * Barriers that the last connection took with it: the backup has those up to
+ * `held`, and the others will never be there under their number (lock held).
+ */
+static void note_outage(remus_primary *p, uint64_t held)
+{
+    p->acked = held < p->barrier_epoch ? held : p->barrier_epoch;
+    if (p->barrier_epoch <= p->acked ||
+        remus_primary_epoch_lost(p, p->barrier_epoch))
+        return;
+    unsigned int i = p->outages % REMUS_OUTAGES;
+    if (p->outages++ >= REMUS_OUTAGES)
+        p->outage_floor = p->outage[i].to;
+    p->outage[i].from = p->acked + 1;
+    p->outage[i].to = p->barrier_epoch;
+}
+
+/* A commit that was given may have been lost with the link (lock held). */
+struct remus_slot *remus_primary_commit_again(remus_primary *p,
+                                              struct remus_record *r)
+{
+    uint64_t epoch = p->commit_given < p->acked ? p->commit_given : p->acked;
+    int ignored;
+    return epoch > p->c.committed && !remus_primary_epoch_lost(p, epoch)
+               ? remus_primary_reserve_commit(p, r, REMUS_COMMITTER_CALL,
+                                              epoch, &ignored)
+               : NULL;
+}
+
+void remus_primary_begin_connection(remus_primary *p, int fd, uint64_t id,
+                                    const struct remus_hello_reply *reply)
+{
+    uint64_t now = remus_primary_now(p);
+    p->c = (struct remus_connection){
+        .id = id,
+        .first = p->open_epoch,
+        .next_number = reply->next_number,
+        .max_payload = reply->max_payload,
+        .credit = reply->credit,
+        .reserve = reply->reserve,
+        .capacity = reply->capacity,
+        .has = reply->has,
+        .pinned = (reply->flags & REMUS_REPLY_PINNED) != 0,
+        .progress_ns = now,
+        .rx_ns = now,
+        .moved_ns = now,
+        .on_its_way_ns = now};
+    p->fd = fd;
+    p->idle_ns = now;
+    remus_primary_authority_event(p, REMUS_EVENT_CONNECTED, 0);
+}
+
+static const struct {
+    uint8_t step; /* of RESYNC; 0: nothing is sent */
+    enum remus_link_event event;
+    const char *text;
+} plans[] = {
+    [REMUS_PLAN_COPY] = {REMUS_RESYNC_BEGIN, REMUS_LINK_COPY,
+                         "copying the disks to the backup"},
+    [REMUS_PLAN_MEND] = {REMUS_RESYNC_BEGIN, REMUS_LINK_COPY,
+                         "copying what differs to the backup, whose disks "
+                         "hold a copy that was cut short"},
+    [REMUS_PLAN_CATCH_UP] = {REMUS_RESYNC_CATCH_UP, REMUS_LINK_CATCH_UP,
+                             "sending what changed meanwhile"},
+    [REMUS_PLAN_REWRITE] = {REMUS_RESYNC_PARTIAL, REMUS_LINK_COPY,
+                            "writing what changed meanwhile straight to the "
+                            "backup's disks: Inconsistent until it is done"},
+    [REMUS_PLAN_COMPARE] = {0, REMUS_LINK_COMPARE,
+                            "comparing the disks of both sides: the dirty "
+                            "map does not tell what the backup lacks"},
+    [REMUS_PLAN_MARKS] = {0, REMUS_LINK_COMPARE,
+                          "asking the backup, which was the primary, what it "
+                          "has written that its successor never had"},
+};
+
+/* Is the backup talking to the generation that we are?  (lock held) */
+int remus_primary_greeted_right(const remus_primary *p)
+{
+    return p->alone.generation != REMUS_GENERATION_STORING &&
+           !memcmp(p->greeted, p->kept.lineage.id, REMUS_ID_BYTES);
+}
+
+struct remus_slot *
+remus_primary_begin_plan(remus_primary *p,
+                         const struct remus_hello_reply *reply,
+                         enum remus_plan plan, struct remus_record *r)
+{
+    int whole = plan == REMUS_PLAN_COPY || plan == REMUS_PLAN_MEND;
+    uint64_t end;
+    /* Whose checkpoints are not ours has none of our barriers. */
+    int other = reply->content == REMUS_CONTENT_FOREIGN ||
+                reply->content == REMUS_CONTENT_MARKED ||
+                !remus_lineage_has(&p->kept.lineage, reply->generation, &end);
+    if (!remus_plan_asks(plan) && !remus_primary_greeted_right(p))
+        return NULL;
+    *r = (struct remus_record){.type = REMUS_REC_RESYNC,
+                               .flags = plans[plan].step,
+                               .epoch = p->open_epoch,
+                               .session = p->c.id};
+    note_outage(p, whole || other ? p->acked : reply->held);
+    p->c.committed = p->c.accepted = whole ? 0 : reply->committed;
+    /* What is written straight to its disks takes the place of all before. */
+    if (remus_plan_direct(plan))
+        p->commit_given = 0;
+    p->stats.resync_done = 0;
+    if (plan == REMUS_PLAN_CATCH_UP || plan == REMUS_PLAN_REWRITE) {
+        r->range = remus_dirty_collect(&p->dirty, reply->held, p->open_epoch);
+    } else {
+        if (plan != REMUS_PLAN_MARKS)
+            remus_dirty_renew(&p->dirty);
+        for (unsigned int i = 0; i < p->volume_count; i++)
+            r->range += p->volumes[i].size;
+    }
+    p->stats.resync_total = r->range;
+    p->c.plan = plan;
+    unsigned int effects =
+        remus_primary_link_event(p, plans[plan].event, plans[plan].text);
+    /* From here on every write is queued. */
+    if (effects & REMUS_DO_SHARE)
+        remus_primary_shared(p);
+    if (!plans[plan].step)
+        return NULL;
+    return remus_sendq_reserve(&p->queue, REMUS_REC_HEADER);
+}

@@ -1,8 +1,0 @@
-/* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* A change of state is compared with the table of what can follow. */
-#ifndef REMUS_STATES_H
-#define REMUS_STATES_H
-
-void remus_state_note(int role, int from, int to);
-
-#endif

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a process that serves a side does besides: words for the operator and
+systemd, signals, directories, and the loop of its main thread."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import re
+import selectors
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+from .._text import event
+from ..control import ControlServer
+from ..errors import StateError
+from ..replica import Refusal, State, Status
+from ..resource_file import ResourceFile
+from ..shared.log import say
+from ..shared.mounts import detach
+from ..shared.progress import LiveLine, bytes_text
+
+__all__ = [
+    "Watch",
+    "detach_dead_mount",
+    "is_inside",
+    "make_directories",
+    "notify_systemd",
+    "stop_signals",
+    "warn_of_loopback",
+    "warn_without_tls",
+]
+
+T = TypeVar("T")
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: What ends or stops a process by default and is not meant for one that
+#: serves a disk: a terminal that is closed, or that it may not write to.
+STRAY = (
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+)
+POLL_S = 0.2
+
+
+@contextlib.contextmanager
+def stop_signals(*, on_hangup: Literal["ignore", "stop"]) -> Iterator[socket.socket]:
+    """SIGTERM and SIGINT as bytes to read, instead of death.
+
+    Nothing runs in a signal handler, so nothing can be interrupted half-way.
+    A closed terminal (SIGHUP) must not take a guest's disk away: what serves
+    one ignores it, and what else a terminal or a log rotation sends to whom
+    it does not mean.  Where that is no disk, it is the word to stop.  What
+    whoever started us has set to be ignored, as nohup does, stays so.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    stops = [*SIGNALS, *([signal.SIGHUP] if on_hangup == "stop" else [])]
+    actions: dict[int, Any] = dict.fromkeys(
+        STRAY if on_hangup == "ignore" else (), signal.SIG_IGN
+    )
+    actions.update(
+        (number, lambda *_: None)
+        for number in stops
+        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN
+    )
+    before = {number: signal.signal(number, to) for number, to in actions.items()}
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        reader.close()
+        writer.close()
+
+
+def notify_systemd(text: str) -> None:
+    """Tell the service manager, if one started us (sd_notify's protocol)."""
+    name = os.environ.get("NOTIFY_SOCKET", "")
+    if not name.startswith(("/", "@")):
+        return
+    address = "\0" + name[1:] if name.startswith("@") else name
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.setblocking(False)  # a manager that does not read must not hold us up
+    with sock, contextlib.suppress(OSError):
+        sock.sendto(text.encode(), address)
+
+
+def warn_without_tls(resource: ResourceFile) -> None:
+    """What nobody should overlook in a log."""
+    if resource.tls == "off" and resource.address.startswith("tcp:"):
+        say(
+            f'warning: tls = "off": whoever can connect to {resource.listens} can '
+            f"replace the disks of {resource.name}, and whoever is on the way can read "
+            "them"
+        )
+
+
+def warn_of_loopback(resource: ResourceFile) -> None:
+    """The other host can't come in: Debian gives a host's own name 127.0.1.1."""
+    if resource.same_host or not resource.listens.startswith("tcp:"):
+        return
+    host, _, port = resource.listens[4:].rpartition(":")
+    try:
+        first = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        address = str(first[0][4][0])
+        if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            return
+    except (OSError, ValueError, IndexError):
+        return  # what can't be listened on is an error of its own
+    say(
+        f"warning: {resource.name}: {resource.listens} is {address} here, which only "
+        "this host can connect to, and same_host = false: give the address of its "
+        'network, or listen = "tcp:0.0.0.0:PORT" for all of them'
+    )
+
+
+# Of the mount's source: more of it is cut off (csrc/node/fuse_mount.c).
+_SOURCE_MAX = 1023
+
+
+def detach_dead_mount(mount: str, resource: str, state: str) -> None:
+    """Take away what a process of ours that was killed left at our mount point.
+
+    Ours is what says so of this resource and state directory; any other dead
+    mount is named, and left: `StateError` (EBUSY).
+    """
+    for _ in range(16):  # one above the other
+        try:
+            os.statvfs(mount)  # never from a cache, as stat's answer may be
+            return
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                return
+        kind, source = _mounted_on(mount)
+        ours = f"remus-native:{resource}:{os.path.realpath(state)}"
+        if kind != "fuse.remus-native" or (
+            os.fsencode(source) != os.fsencode(ours)[:_SOURCE_MAX]
+        ):
+            raise StateError(
+                f"{mount}: a dead mount is there that is not this resource's "
+                f"({source} of type {kind}, expected {ours}): if nothing needs it, "
+                f"umount -l {mount}",
+                errno=errno.EBUSY,
+            )
+        say(f"{mount}: detaching the mount of a process that was killed")
+        detach(mount)
+
+
+def _mounted_on(path: str) -> tuple[str, str]:
+    """Type and source of the topmost mount on a path."""
+    place = os.path.join(
+        os.path.realpath(os.path.dirname(os.path.abspath(path))),
+        os.path.basename(path.rstrip("/")),
+    )
+    found = ("?", "?")
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
+        for line in f:
+            left, _, right = line.partition(" - ")
+            if _unescaped(left.split(" ")[4]) == place:
+                kind, source = right.split(" ")[:2]
+                found = (kind, _unescaped(source))
+    return found
+
+
+def _unescaped(word: str) -> str:
+    """What the kernel writes for blanks and the like: \\040."""
+    return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), word)
+
+
+# ---- directories ---------------------------------------------------------------
+
+
+def is_inside(mount: str, state: str) -> bool:
+    return mount.startswith(state.rstrip("/") + "/")
+
+
+def make_directories(
+    resource: ResourceFile,
+    *,
+    private: Sequence[str] = (),
+    passable: Sequence[str] = (),
+    public: Sequence[str] = (),
+) -> None:
+    """Make those that are missing; what is there keeps its mode."""
+    if resource.address.startswith("unix:"):
+        # The socket itself is for its owner only.
+        public = [*public, os.path.dirname(resource.address[5:])]
+    for paths, mode in ((private, 0o700), (passable, 0o711), (public, 0o755)):
+        for path in paths:
+            try:
+                _make_directory(path, mode)
+            except OSError as error:
+                raise StateError(
+                    f"create the directory {path}: {error.strerror}",
+                    errno=error.errno,
+                ) from error
+
+
+def _make_directory(path: str, mode: int) -> None:
+    """With its parents, which everybody may pass; whatever the umask is."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path.rstrip("/"))
+    if parent and not os.path.isdir(parent):
+        _make_directory(parent, 0o755)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+    else:
+        os.chmod(path, mode)
+
+
+# ---- the main thread -------------------------------------------------------------
+
+
+class Watch:
+    """The main thread's loop: deferred requests, signals, state changes."""
+
+    def __init__(
+        self,
+        resource: ResourceFile,
+        status: Callable[[], Status],
+        signals: socket.socket,
+        refusals: Callable[[], Sequence[Refusal]] = tuple,
+    ) -> None:
+        self._resource = resource
+        self._status = status
+        self._signals = signals
+        self._refusals = refusals
+        self._refused: set[tuple[str, int]] = set()
+        self._stopped = False
+        self._told = ""  # the newest failure of a step
+        self._last: Status | None = None
+
+    def stop(self) -> dict[str, Any]:
+        """End `run` (the control request of that name)."""
+        self._stopped = True
+        return {}
+
+    def run(
+        self, server: ControlServer, *, alive: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Until a signal or `stop`: True.  Until ``alive`` denies: False."""
+        with selectors.DefaultSelector() as selector, LiveLine() as live:
+            selector.register(self._signals, selectors.EVENT_READ)
+            selector.register(server, selectors.EVENT_READ)
+            while not self._stopped:
+                self._guard(lambda: self._report(live))
+                ready = {key.fileobj for key, _ in selector.select(POLL_S)}
+                if self._signals in ready:
+                    return True
+                if server in ready:
+                    self._guard(server.run_pending)
+                if self._guard(alive) is False:
+                    return False
+        return True
+
+    def _guard(self, step: Callable[[], T]) -> T | None:
+        """One step of the loop; None if it failed.
+
+        No thread to be had, no memory: whatever it is, a guest's disk must not
+        go away with it.  It is told once, and tried again.
+        """
+        try:
+            return step()
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            if told != self._told:
+                say(f"{self._resource.name}: {told}; the process goes on")
+            self._told = told
+            return None
+
+    def _report(self, live: LiveLine) -> None:
+        """An event line if the state changed; progress of the first copy."""
+        now, last = self._status(), self._last
+        self._last = now
+        if (
+            last is None
+            or (now.state, now.connected) != (last.state, last.connected)
+        ):  # fmt: skip
+            old = "-" if last is None else str(last.state)
+            live.note(
+                "remus-native: "
+                + event(
+                    "state",
+                    resource=self._resource.name,
+                    role=now.role,
+                    old=old,
+                    new=now.state,
+                    connected=int(now.connected),
+                    reason=now.reason,
+                )
+            )
+        if now.refused and (last is None or now.refused != last.refused):
+            self._report_refusals(live)
+        if now.state is State.CATCHING_UP and now.resync_total:
+            live.update(
+                f"copying {self._resource.name}: {bytes_text(now.resync_done)} of "
+                f"{bytes_text(now.resync_total)} "
+                f"({100 * now.resync_done // now.resync_total} %)"
+            )
+        else:
+            live.clear()
+
+    def _report_refusals(self, live: LiveLine) -> None:
+        """An event line for each source that is refused for the first time.
+
+        `Backup.refusals` bounds how many there can be: a flood can't fill a
+        log.
+        """
+        refusals = self._refusals()
+        for one in refusals:
+            if (one.source, one.first_ns) not in self._refused:
+                live.note(
+                    "remus-native: "
+                    + event(
+                        "refused",
+                        resource=self._resource.name,
+                        source=one.source,
+                        cause=one.cause,
+                        count=one.count,
+                        reason=one.text,
+                    )
+                )
+        self._refused = {(one.source, one.first_ns) for one in refusals}

@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The processes behind ``remus-native backup`` and ``remus-native primary``.
+
+Each opens its side, opens the control socket, says that it is ready, and
+then checks five times a second whether the state changed, until a signal or a
+``stop`` request ends it.  The main thread carries out what may block
+(promote, commit); the library's threads and the control thread do the rest.
+
+When roles change, the same process goes on in the other one: `_go_on` takes
+them one after the other, over years if need be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .._binding import lib
+from ..control import ControlServer
+from ..errors import RemusError, StateError
+from ..replica import Backup, Export, Primary, Standby
+from ..replica._former import OldAddress
+from ..replica._nodes import ContinuedPrimary, keep_open
+from ..resource_file import ResourceFile
+from ..shared.log import as_standard_error, say
+from ..shared.progress import bytes_text, with_progress
+from ._fence import FenceFailed, FenceWatch
+from ._kept import Kept
+from ._process import (
+    Watch,
+    detach_dead_mount,
+    is_inside,
+    make_directories,
+    notify_systemd,
+    stop_signals,
+    warn_of_loopback,
+    warn_without_tls,
+)
+from ._promote import checkpoint_object, promote_and_tell
+from ._statistics import FILES
+from ._verify import Verifier
+
+__all__ = ["backup_of", "serve_backup", "serve_primary"]
+
+#: What comes after a role: an exit code, or the next role, which is called
+#: with the socket of `stop_signals`.
+Next = int | Callable[[socket.socket], Any]
+
+
+def serve_backup(
+    resource: ResourceFile, *, create: bool, discard_local: bool = False
+) -> int:
+    """Be the backup of ``resource`` until a signal; the exit code."""
+    return _go_on(
+        lambda signals: _be_backup(
+            resource, signals, create=create, discard_local=discard_local
+        )
+    )
+
+
+def serve_primary(resource: ResourceFile, kept: Kept | None = None) -> int:
+    """Be the primary of ``resource`` until a signal; the exit code."""
+    return _go_on(lambda signals: _be_primary(resource, signals, kept=kept))
+
+
+def _go_on(role: Next) -> int:
+    """One role after the other.  No signal is lost between them."""
+    with as_standard_error(), stop_signals(on_hangup="ignore") as signals:
+        while callable(role):
+            role = role(signals)
+        return role
+
+
+# ---- backup ------------------------------------------------------------------
+
+
+def backup_of(
+    resource: ResourceFile, *, read_only: bool = False, discard_local: bool = False
+) -> Backup:
+    """Open the backup side that the file describes."""
+    config = resource.backup_config()
+    return Backup.of(
+        dataclasses.replace(config, discard_local=discard_local, read_only=read_only)
+    )
+
+
+def _be_backup(
+    resource: ResourceFile,
+    signals: socket.socket,
+    *,
+    create: bool = False,
+    discard_local: bool = False,
+) -> Next:
+    if resource.backup.serves:
+        lib.remus_harden_process()  # its threads may serve a guest one day
+    with contextlib.ExitStack() as stack:
+        _prepare_backup(resource, create=create)
+        backup = with_progress(
+            lambda: backup_of(resource, discard_local=discard_local),
+            lambda: (
+                f"opening the backup of {resource.name}: making or reading the "
+                f"journal ({bytes_text(resource.limits.journal)})"
+            ),
+        )
+        stack.callback(_close, backup, f"stopping the backup of {resource.name}")
+        role = _Backup(resource, backup, signals)
+        server = stack.enter_context(role.control())
+        warn_without_tls(resource)
+        # Also when it is promoted: a primary is then told so.
+        backup.serve(
+            resource.listens, tls=resource.tls, loss_ms=resource.limits.loss_ms
+        )
+        warn_of_loopback(resource)
+        if resource.backup.serves and not backup.status().promoted_epoch:
+            role.standby = Standby(
+                backup, resource.backup.mount, nodes=resource.nodes(),
+                auto_promote=resource.auto_promote, keep_guarded=True,
+            )  # fmt: skip
+        _ready("backup", resource)
+        role.watch.run(server, alive=role.alive)
+        if not role.switched:
+            notify_systemd("STOPPING=1")
+        elif role.standby is not None:
+            role.standby.release()  # it outlives the backup
+    if not role.switched:
+        return 0
+    say(f"{resource.name}: {role.switched}: this side is the primary now")
+    standby = role.standby
+    return lambda signals: _be_primary(resource.swapped(), signals, standby=standby)
+
+
+def _prepare_backup(resource: ResourceFile, *, create: bool) -> None:
+    state, mount = resource.backup.state, resource.backup.mount
+    serves = resource.backup.serves
+    if serves:
+        resource.swapped()  # what it will be one day must be known now
+        detach_dead_mount(mount, resource.name, state)
+    inside = serves and is_inside(mount, state)
+    make_directories(
+        resource,
+        passable=[state] if inside else [],
+        private=[resource.backup.journal]
+        if inside
+        else [state, resource.backup.journal],
+        public=[mount] if serves else [],
+    )
+    resource.check("backup", create=create)
+
+
+class _Backup:
+    """What a backup's process does when it is asked."""
+
+    def __init__(
+        self, resource: ResourceFile, backup: Backup, signals: socket.socket
+    ) -> None:
+        self._resource = resource
+        self._backup = backup
+        self._signals = signals
+        self.watch = Watch(resource, backup.status, signals, backup.refusals)
+        self.standby: Standby | None = None
+        self.switched = ""  # why it is to be the primary
+
+    def control(self) -> ControlServer:
+        backup = self._backup
+        return ControlServer(
+            self._resource.backup.state,
+            quick={
+                "status": lambda: dataclasses.asdict(backup.status()),
+                "checkpoints": lambda: [
+                    checkpoint_object(cp) for cp in backup.checkpoints()
+                ],
+                "refusals": lambda: [
+                    dataclasses.asdict(one) for one in backup.refusals()
+                ],
+                "target": lambda **names: {"checkpoint": backup.target(**names)},
+                **_of_the_other_role(
+                    "backup", ("resume", "session_end", "verify", "verified")
+                ),
+            },
+            deferred={
+                "promote": self._promote,
+                "commit": self._commit,
+                "stop": self.watch.stop,
+            },
+        )
+
+    def _promote(self, **names: Any) -> dict[str, Any]:
+        swap = bool(names.get("swap"))
+        if swap:
+            self._resource.swapped()  # or it says now why that can't be
+        result = promote_and_tell(
+            self._resource, self._backup, stop=self._signals.fileno(), **names
+        )
+        if swap or self.standby is not None:
+            self.switched = "roles are swapped" if swap else "promoted"
+            self.watch.stop()
+        return result
+
+    def _commit(self, epoch: int) -> dict[str, Any]:
+        self._backup.commit(epoch)
+        return {"checkpoint": epoch}
+
+    def alive(self) -> bool:
+        """False once it is the primary: somebody opened a disk for writing."""
+        if self.standby is not None and not self.standby.alive:
+            mount = self._resource.backup.mount
+            say(f"{mount} was unmounted by somebody else: the backup goes on")
+            self.standby.close()
+            self.standby = None
+        if self.standby is not None and self.standby.wanted:
+            self._promote_for_opener(self.standby)
+        return not self.switched
+
+    def _promote_for_opener(self, standby: Standby) -> None:
+        name = self._resource.name
+        try:
+            result = promote_and_tell(
+                self._resource, self._backup, stop=self._signals.fileno()
+            )
+        except RemusError as error:
+            say(f"{name}: not promoted, though a disk is opened for writing: {error}")
+            failed = isinstance(error, FenceFailed)
+            standby.refuse(errno.EIO if failed else error.errno or errno.EIO)
+            return
+        say(
+            f"{name}: promoted to checkpoint {result['checkpoint']}, because "
+            "somebody opened a disk for writing"
+        )
+        self.switched = "promoted"
+
+
+# ---- primary -----------------------------------------------------------------
+
+
+def primary_of(resource: ResourceFile, *, goes_on: bool = False) -> Primary:
+    """Open the primary side that the file describes."""
+    epochs = os.path.join(resource.primary.state, FILES["primary"])
+    return (ContinuedPrimary if goes_on else Primary).of(
+        dataclasses.replace(resource.primary_config(), epochs_file=epochs)
+    )
+
+
+class _OldAddress:
+    """Where this side listened as the backup, if it was one: an old primary
+    that comes back there must hear what became of it."""
+
+    def __init__(self, resource: ResourceFile, primary: Primary) -> None:
+        self._primary = primary
+        self._name = resource.name
+        self._told = ""
+        self._address: OldAddress | None = None
+        if not os.path.exists(os.path.join(resource.primary.state, "backup.state")):
+            return
+        try:
+            before = resource.swapped()
+            if before.address == resource.address:
+                return  # one socket for both: that is where our backup listens
+            self._address = OldAddress(
+                resource.name,
+                state_dir=resource.primary.state,
+                address=before.listens,
+                tls=before.tls,
+                psk_file=before.psk_file,
+                psk_identity=before.psk_identity,
+            )
+        except RemusError as error:
+            # The guest's disk does not depend on this, and is served all the same.
+            say(
+                f"{resource.name}: an old primary that comes back can't be told "
+                f"what became of it: {error}"
+            )
+
+    def look(self) -> None:
+        """Say, once, what somebody was told there."""
+        if self._address is None:
+            return
+        told, split = self._address.news()
+        if told == self._told:
+            return
+        self._told = told
+        say(f"{self._name}: {told}")
+        if split:
+            self._primary.name_split(told)
+
+    def close(self) -> None:
+        if self._address is not None:
+            self._address.close()
+
+
+def _be_primary(
+    resource: ResourceFile,
+    signals: socket.socket,
+    *,
+    standby: Standby | None = None,
+    kept: Kept | None = None,
+) -> Next:
+    lib.remus_harden_process()  # before any thread is there
+    with contextlib.ExitStack() as stack:
+        if standby is not None:
+            stack.callback(standby.close)
+        if kept is not None:
+            kept.wait()
+        goes_on = kept is not None and bool(kept.descriptors)
+        _prepare_primary(resource, mounted=standby is not None or goes_on)
+        warn_without_tls(resource)
+        primary = primary_of(resource, goes_on=goes_on)
+        stack.callback(_close, primary, f"stopping the primary of {resource.name}")
+        export: Export | Standby
+        export = standby or _export(resource, primary, kept)
+        stack.callback(export.close)
+        if kept is not None:
+            stack.callback(kept.drop)  # or the mount would outlive its close
+        if resource.fence:
+            stack.callback(primary.refuse_alone)  # or who waits would be waited for
+        watch = Watch(resource, primary.status, signals)
+        fence = FenceWatch(resource, primary)
+        stack.callback(fence.close)
+        old = _OldAddress(resource, primary)
+        stack.callback(old.close)
+
+        def alive() -> bool:
+            status = primary.status()
+            for line in fence.look(status):
+                say(line)
+            old.look()
+            if kept is not None:
+                kept.look()
+            return export.alive and not status.switches
+
+        server = stack.enter_context(_control_primary(resource, primary, watch, kept))
+        if standby is not None:
+            standby.switch(primary)  # who is let in finds all of it in place
+        _ready("primary", resource)
+        mounted = watch.run(server, alive=alive)
+        switches = primary.status().switches
+        if not switches:
+            notify_systemd("STOPPING=1")
+    if switches:
+        say(f"{resource.name}: roles are swapped: this side is the backup now")
+        return lambda signals: _be_backup(resource.swapped(), signals)
+    if not mounted:
+        say(
+            f"{resource.primary.mount} was unmounted by somebody else: "
+            f"the disks of {resource.name} are not served any more"
+        )
+        return 1
+    return 0
+
+
+def _export(resource: ResourceFile, primary: Primary, kept: Kept | None) -> Export:
+    mount, nodes = resource.primary.mount, resource.nodes()
+    if kept is None:
+        return Export(primary, mount, nodes=nodes, keep_guarded=True)
+    if not kept.descriptors:
+        kept.hold(keep_open(primary))
+    memory, device = kept.descriptors
+    export = Export(
+        primary, mount, nodes=nodes, keep_guarded=True, kept=(memory, device)
+    )
+    kept.serves()
+    return export
+
+
+def _prepare_primary(resource: ResourceFile, *, mounted: bool) -> None:
+    state, mount = resource.primary.state, resource.primary.mount
+    if not mounted:
+        detach_dead_mount(mount, resource.name, state)
+    # Who serves the guest may be another user, and must reach the nodes:
+    # through the state directory without seeing what is in it.
+    inside = is_inside(mount, state)
+    make_directories(
+        resource,
+        private=[] if inside else [state],
+        passable=[state] if inside else [],
+        public=[] if mounted else [mount],
+    )
+    if not mounted:
+        resource.check("primary")
+
+
+def _control_primary(
+    resource: ResourceFile, primary: Primary, watch: Watch, kept: Kept | None
+) -> ControlServer:
+    verifier = Verifier(primary, say)
+
+    def resume() -> dict[str, Any]:
+        primary.resume()
+        return {}
+
+    def restart() -> dict[str, Any]:
+        if kept is None:
+            raise StateError(f"{resource.name}: the primary was started without --keep")
+        kept.restart()
+        return {}
+
+    return ControlServer(
+        resource.primary.state,
+        quick={
+            "status": lambda: dataclasses.asdict(primary.status()),
+            "resume": resume,
+            "session_end": primary.session_end,
+            "verify": verifier.start,
+            "verified": verifier.look,
+            "verify_cancel": verifier.cancel,
+            **_of_the_other_role(
+                "primary", ("checkpoints", "refusals", "target", "promote", "commit")
+            ),
+        },
+        deferred={"stop": watch.stop, "restart": restart},
+    )
+
+
+# ---- both --------------------------------------------------------------------
+
+
+def _of_the_other_role(role: str, names: Sequence[str]) -> dict[str, Any]:
+    """What is asked of this side by who takes it for the other one."""
+
+    def refuse(**_: Any) -> None:
+        raise StateError(
+            f"this side is the {role} now: if the two sides have exchanged their "
+            "roles, say --swapped; if they have done so twice, leave it out",
+            errno=errno.EINVAL,
+        )
+
+    return dict.fromkeys(names, refuse)
+
+
+def _ready(side: str, resource: ResourceFile) -> None:
+    say(f"{side} of {resource.name} ready")
+    notify_systemd("READY=1")
+
+
+def _close(side: Primary | Backup, text: str) -> None:
+    with_progress(side.close, lambda: text)
