@@ -2,7 +2,8 @@
 """Checkpointed disk replication for highly available guests.
 
 - `Primary`, `Backup`, `Export`: the replica engine, in user space;
-  `PrimaryConfig`, `BackupConfig`: all that they can be told, as one value.
+  `PrimaryConfig`, `BackupConfig`: all that they can be told, as one value;
+  `role_of`: which of the two a host is, by its state directory.
 - `DrbdDisk`: a device that answers DRBD's protocol D ioctls.
 - `CheckpointDevices`: the device layer, all disks of a guest in step;
   `AsyncCheckpointDevices`: the same for asyncio.
@@ -70,6 +71,7 @@ from .replica import (
     Status,
     Verification,
     Volume,
+    role_of,
 )
 
 if TYPE_CHECKING:
@@ -125,6 +127,7 @@ __all__ = [
     "Verification",
     "Volume",
     "__version__",
+    "role_of",
 ]
 
 

@@ -6,8 +6,9 @@
  *
  *   the INIT request   replayed to libfuse, its answer swallowed: the kernel
  *                      has it.  One without an answer is answered.
- *   open files         counted with the primary.  What one had joined and not
- *                      heard of is a failed ioctl 20 from here on.
+ *   open files         counted with the primary, if there is one.  What one
+ *                      had joined and not heard of is a failed ioctl 20 from
+ *                      here on.
  *   begun writes       done again, one by one.  Nothing that overlaps one was
  *                      begun, or read, after it.
  *   other requests     in the order in which they came, by the workers.  An
@@ -56,6 +57,14 @@ static void replay_init(remus_export *e)
 
 /* ---- open files --------------------------------------------------------------- */
 
+/* The process before had it open for writing, and stepped down: what is
+ * written to it now is refused. */
+static void count_nowhere(struct remus_file *f)
+{
+    f->writes = 0;
+    remus_ioctl_adopt_nowhere(&f->ioctl);
+}
+
 static void count_files(remus_export *e)
 {
     remus_primary *p = remus_node_primary(e);
@@ -67,6 +76,10 @@ static void count_files(remus_export *e)
         struct remus_file *f = &e->files.v[i];
         if (!f->serial)
             continue;
+        if (!p) {
+            count_nowhere(f);
+            continue;
+        }
         if (f->writes && remus_primary_writer_opens(p))
             f->writes = 0; /* what it writes is refused, too */
         remus_primary_ioctl_adopt(p, &f->ioctl);

@@ -222,16 +222,16 @@ int remus_export_open(remus_primary *p, const char *mountpoint,
     return open_export(p, NULL, 0, mountpoint, nodes, &none, out);
 }
 
-int remus_keep_open(remus_primary *p, int *memory, int *device)
+int remus_keep_open(unsigned int volumes, int *memory, int *device)
 {
-    int no = remus_enter(p, "keep_open");
-    if (!no)
-        no = remus_given(memory, "keep_open", "memory");
+    int no = remus_given(memory, "keep_open", "memory");
     if (!no)
         no = remus_given(device, "keep_open", "device");
+    if (!no && (!volumes || volumes > REMUS_VOLUMES_MAX))
+        no = remus_fail(-EINVAL, "keep_open: %u volumes: expected 1 to %u",
+                        volumes, REMUS_VOLUMES_MAX);
     if (no)
         return no;
-    unsigned int volumes = remus_primary_volume_count(p);
     *device = -1;
     *memory = remus_kept_create(volumes, REMUS_FUSE_BACKGROUND * volumes);
     if (*memory < 0)
@@ -246,6 +246,21 @@ int remus_keep_open(remus_primary *p, int *memory, int *device)
     return remus_fail(err, "open /dev/fuse: %s", remus_errno_text(err));
 }
 
+/* Of `side`, a primary or a backup: can it be, with such descriptors? */
+static int check_kept(void *side, const char *call, const char *mountpoint,
+                      int memory, int device)
+{
+    int no = remus_enter(side, call);
+    if (!no)
+        no = remus_given(mountpoint, call, "mountpoint");
+    if (!no && (memory < 0 || device < 0))
+        no = remus_fail(-EINVAL, "%s: no descriptors", call);
+    if (!no && geteuid() != 0)
+        no = remus_fail(-EPERM, "mount %s: only a mount of root's can be kept",
+                        mountpoint);
+    return no;
+}
+
 int remus_export_open_kept(remus_primary *p, const char *mountpoint,
                            const struct remus_node *nodes, int memory,
                            int device, remus_export **out)
@@ -254,14 +269,7 @@ int remus_export_open_kept(remus_primary *p, const char *mountpoint,
     if (no)
         return no;
     *out = NULL;
-    no = remus_enter(p, "export_open_kept");
-    if (!no)
-        no = remus_given(mountpoint, "export_open_kept", "mountpoint");
-    if (!no && (memory < 0 || device < 0))
-        no = remus_fail(-EINVAL, "export_open_kept: no descriptors");
-    if (!no && geteuid() != 0)
-        no = remus_fail(-EPERM, "mount %s: only a mount of root's can be kept",
-                        mountpoint);
+    no = check_kept(p, "export_open_kept", mountpoint, memory, device);
     if (no)
         return no;
     const struct keep keep = {memory, device};
@@ -285,6 +293,21 @@ int remus_standby_open(remus_backup *b, const char *mountpoint,
         return no;
     const struct keep none = {-1, -1};
     return open_export(NULL, b, auto_promote, mountpoint, nodes, &none, out);
+}
+
+int remus_standby_open_kept(remus_backup *b, const char *mountpoint,
+                            const struct remus_node *nodes, int auto_promote,
+                            int memory, int device, remus_export **out)
+{
+    int no = remus_given(out, "standby_open_kept", "out");
+    if (no)
+        return no;
+    *out = NULL;
+    no = check_kept(b, "standby_open_kept", mountpoint, memory, device);
+    if (no)
+        return no;
+    const struct keep keep = {memory, device};
+    return open_export(NULL, b, auto_promote, mountpoint, nodes, &keep, out);
 }
 
 int remus_export_alive(remus_export *e)

@@ -178,9 +178,8 @@ static int give_number(struct remus_ioctl_file *f, uint64_t unique,
  * knows here: so its 20 is a failed one.  What it heard of is safe, and what
  * is prepared there is the engine's to commit.
  */
-void remus_primary_ioctl_adopt(remus_primary *p, struct remus_ioctl_file *f)
+static void adopt(struct remus_ioctl_file *f)
 {
-    remus_primary_lock(p);
     if (f->unique)
         f->number = f->before + 1;
     if (f->unique && !f->answered) {
@@ -192,6 +191,18 @@ void remus_primary_ioctl_adopt(remus_primary *p, struct remus_ioctl_file *f)
         f->failed = 1;
     f->joined = f->heard = f->since = 0;
     f->empty = 0;
+}
+
+void remus_ioctl_adopt_nowhere(struct remus_ioctl_file *f)
+{
+    adopt(f);
+    f->attached = 0;
+}
+
+void remus_primary_ioctl_adopt(remus_primary *p, struct remus_ioctl_file *f)
+{
+    remus_primary_lock(p);
+    adopt(f);
     if (f->attached)
         remus_primary_ioctl_attach(p);
     remus_primary_unlock(p);

@@ -103,7 +103,9 @@ int remus_primary_ioctl_send(remus_primary *p, struct remus_ioctl_file *f,
 /* The file was opened in another process, which is gone: a 20 whose barrier
  * nobody heard of has failed. */
 void remus_primary_ioctl_adopt(remus_primary *p, struct remus_ioctl_file *f);
-/* The same where there is no primary yet: -EPROTO, and numbered. */
+/* The same where there is no primary yet. */
+void remus_ioctl_adopt_nowhere(struct remus_ioctl_file *f);
+/* An ioctl 20 there: -EPROTO, and numbered. */
 int remus_ioctl_send_nowhere(struct remus_ioctl_file *f, uint64_t unique);
 /*
  * Ioctl 30: waits for the newest barrier that this file joined.  0, -EPROTO,

@@ -239,6 +239,18 @@ REMUS_API const char *remus_state_name(enum remus_state state);
 REMUS_API int remus_state_follows(enum remus_role role, enum remus_state from,
                                   enum remus_state to);
 
+/*
+ * Which side of a resource its state directory says that this host is:
+ * REMUS_ROLE_PRIMARY or REMUS_ROLE_BACKUP, also while a process of ours uses
+ * the directory.  What a promote, a switch of roles or a fence has decided
+ * stands there, so the answer is the same after a restart of the host.
+ * Blocks for that file system; may be called from any thread.
+ * Errors: -ENOENT the directory holds no state yet, or is not there; -EBADMSG
+ * another resource's, or damaged; -EPROTONOSUPPORT another release's; others
+ * of open and read.
+ */
+REMUS_API int remus_role_of(const char *resource, const char *state_dir);
+
 /* The name of the CRC32C code that runs here: "sse4.2", "armv8"
  * or "table". */
 REMUS_API const char *remus_crc32c_name(void);

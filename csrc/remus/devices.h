@@ -160,14 +160,14 @@ REMUS_API int remus_export_open(remus_primary *p, const char *mountpoint,
  * they count as open for writing, and it relies on it that nobody else had
  * the disks meanwhile.
  *
- * remus_keep_open() makes the descriptors; hand them on before anything is
- * mounted.  They stay the caller's, also on an error: close both, wherever
+ * remus_keep_open() makes the descriptors for so many volumes; hand them on
+ * before anything is mounted.  They stay the caller's, also on an error: close both, wherever
  * they are, before remus_export_close(), or whoever has a file open waits for
  * ever.  Blocks until writes that were under way are on the local disk.
  * Errors: as remus_export_open(); -EPERM not root; -EINVAL the memory is of
  * another version or of other volumes; -ENOTCONN it was unmounted meanwhile.
  */
-REMUS_API int remus_keep_open(remus_primary *p, int *memory, int *device);
+REMUS_API int remus_keep_open(unsigned int volumes, int *memory, int *device);
 REMUS_API int remus_export_open_kept(remus_primary *p, const char *mountpoint,
                                      const struct remus_node *nodes,
                                      int memory, int device,
@@ -185,6 +185,17 @@ REMUS_API int remus_export_open_kept(remus_primary *p, const char *mountpoint,
 REMUS_API int remus_standby_open(remus_backup *b, const char *mountpoint,
                                  const struct remus_node *nodes,
                                  int auto_promote, remus_export **out);
+/*
+ * The same for a mount that outlives this process, as
+ * remus_export_open_kept().  The process that goes on with it opens the side
+ * that its host is then: what a standby's process left can be a primary's, and
+ * the other way round.  Where there is no primary, what a primary's process
+ * left open for writing can't be written to.
+ */
+REMUS_API int remus_standby_open_kept(remus_backup *b, const char *mountpoint,
+                                      const struct remus_node *nodes,
+                                      int auto_promote, int memory, int device,
+                                      remus_export **out);
 /* 1: somebody waits with an open for writing.  Never blocks. */
 REMUS_API int remus_standby_wanted(remus_export *e);
 /* Let go of the backup, so that it can be closed: until the switch, reading

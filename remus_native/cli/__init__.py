@@ -40,18 +40,16 @@ from ..resource_file._disks import has_state
 from ..shared.log import open_standard_descriptors, say, silence
 from ..shared.progress import bytes_text, seconds_text, with_progress
 from . import _run as run
-from . import _statistics
+from . import _statistics, _up
 from ._arguments import EXIT_CODES
 from ._arguments import parser as _parser
-from ._keeper import keep
-from ._kept import Kept
 from ._promote import (
     checkpoint_object,
     force_costs,
     listen_first,
     promote_and_tell,
 )
-from ._serve import backup_of, serve_backup, serve_primary
+from ._serve import backup_of, serve, serve_backup, serve_primary
 from ._status import status_text
 from ._verify import verify
 
@@ -138,28 +136,19 @@ def _load(arguments: argparse.Namespace) -> ResourceFile:
 
 
 def _backup(arguments: argparse.Namespace) -> int:
-    return serve_backup(
-        _load(arguments),
-        create=arguments.create,
-        discard_local=arguments.discard_local,
+    resource = _load(arguments)
+    return serve(
+        lambda: serve_backup(
+            resource,
+            create=arguments.create,
+            discard_local=arguments.discard_local,
+        )
     )
 
 
 def _primary(arguments: argparse.Namespace) -> int:
     resource = _load(arguments)
-    if not arguments.keep:
-        return serve_primary(resource)
-    command = [sys.executable, "-m", "remus_native", "primary", "--keep"]
-    command += ["--swapped"] * arguments.swapped + [arguments.file]
-    if Kept.wanted():
-        return serve_primary(resource, Kept(command, resource.primary.mount))
-    return keep(command, resource.primary.mount)
-
-
-def _restart(arguments: argparse.Namespace) -> int:
-    resource = _load(arguments)
-    control.call(resource.primary.state, "restart", timeout_s=60.0)
-    return OK
+    return serve(lambda: serve_primary(resource))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -444,9 +433,12 @@ def _commit(arguments: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "up": _up.up,
+    "down": _up.down,
+    "restart": _up.restart,
+    "role": _up.role,
     "backup": _backup,
     "primary": _primary,
-    "restart": _restart,
     "run": _run,
     "status": _status,
     "promote": _promote,

@@ -97,9 +97,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=__version__)
     commands = made.add_subparsers(metavar="COMMAND", required=True)
     for add in (
+        _add_up,
+        _add_down,
+        _add_restart,
+        _add_role,
         _add_backup,
         _add_primary,
-        _add_restart,
         _add_run,
         _add_status,
         _add_promote,
@@ -165,31 +168,95 @@ def _add_backup(commands: Any) -> None:
 
 
 def _add_primary(commands: Any) -> None:
-    parser = _add(
+    _add(
         commands,
         "primary",
         "serve the disks to the guest, in the foreground",
-        "Mount the volumes as files and replicate what is written to them.\n"
-        "SIGTERM or SIGINT ends it: it unmounts, so shut the guest down first. A\n"
-        "closed terminal does not. Needs root and /dev/fuse.",
+        "Mount the volumes as files and replicate what is written to them, in this\n"
+        "process alone; what `up` serves outlives it. SIGTERM or SIGINT ends it: it\n"
+        "unmounts, so shut the guest down first. A closed terminal does not. Needs\n"
+        "root and /dev/fuse.",
         "remus-native primary guest0.toml",
     )
+
+
+def _add_here(
+    commands: Any, name: str, summary: str, text: str, example: str
+) -> argparse.ArgumentParser:
+    """A command for this host, whatever its role is."""
+    parser = _add(commands, name, summary, text, example, file=False)
+    parser.add_argument("file", metavar="FILE", help="the resource file (TOML)")
     parser.add_argument(
-        "--keep",
+        "--host",
+        metavar="NAME",
+        help="this host is the one of FILE with this name, or primary or backup: its "
+        "section (default: the one whose host is this host's name, or whose state is "
+        "here)",
+    )
+    return parser
+
+
+def _add_up(commands: Any) -> None:
+    parser = _add_here(
+        commands,
+        "up",
+        "serve what this host is for the resource, in the foreground",
+        "Be the primary or the backup, as this host's state directory says; at the\n"
+        "first start, as FILE says. After a promote, a swap or a restart of either\n"
+        "host the same command does the right thing. As root a keeper starts another\n"
+        "process when the one that serves dies, and the guest's I/O waits meanwhile.\n"
+        "SIGTERM or SIGINT ends it: it unmounts, so shut the guest down first.",
+        "remus-native up guest0.toml",
+    )
+    parser.add_argument(
+        "--create",
         action="store_true",
-        help="have the mount outlive the process that serves it: a keeper starts "
-        "another one when it dies, and the guest's I/O waits meanwhile",
+        help="as the backup, create images that are missing, as sparse files of the "
+        "size that FILE gives; what is there is never touched",
+    )
+    parser.add_argument(
+        "--discard-local",
+        action="store_true",
+        help="in a split brain: be the backup, and discard what this side wrote by "
+        "itself; counts once",
+    )
+    parser.add_argument(
+        "--no-keeper",
+        action="store_true",
+        help="serve in this process alone: its death takes the guest's disks away",
+    )
+
+
+def _add_down(commands: Any) -> None:
+    _add_here(
+        commands,
+        "down",
+        "stop what this host serves, and wait for its end",
+        "Stop the process that `up` started. On the primary's host it unmounts, so\n"
+        "shut the guest down first.",
+        "remus-native down guest0.toml",
+    )
+
+
+def _add_role(commands: Any) -> None:
+    _add_here(
+        commands,
+        "role",
+        "print what this host is: primary or backup",
+        "Read it from this host's state directory, whether a process runs or not;\n"
+        "before the first start it is what FILE says.",
+        "remus-native role guest0.toml",
     )
 
 
 def _add_restart(commands: Any) -> None:
-    _add(
+    _add_here(
         commands,
         "restart",
-        "restart the primary under a running guest",
+        "restart what serves the disks under a running guest",
         "Start another process in place of the one that serves the disks, for\n"
-        "example after an upgrade. The guest's I/O waits for a moment. For a\n"
-        "primary that was started with --keep.",
+        "example after an upgrade. The guest's I/O waits for a moment. For what\n"
+        "`up` started with a keeper.",
         "remus-native restart guest0.toml",
     )
 

@@ -61,11 +61,14 @@ def keeper_command(command: Sequence[str], mount: str, server: int) -> list[str]
     return [sys.executable, "-c", _ADOPT, mount, str(server), *command]
 
 
-def keep(command: Sequence[str], mount: str) -> int:
-    """Run a server with ``command`` until it ends by itself; its exit code."""
+def keep(command: Sequence[str], mount: str, *, once: Sequence[str] = ()) -> int:
+    """Run a server with ``command`` until it ends by itself; its exit code.
+
+    ``once``: more arguments, for the first one only.
+    """
     lib.remus_harden_process()
     with stop_signals(on_hangup="ignore") as signals:
-        return _Keeper(command, mount, signals).run()
+        return _Keeper(command, mount, signals, once).run()
 
 
 class _Server:
@@ -97,9 +100,14 @@ class _Server:
 
 class _Keeper:
     def __init__(
-        self, command: Sequence[str], mount: str, signals: socket.socket
+        self,
+        command: Sequence[str],
+        mount: str,
+        signals: socket.socket,
+        once: Sequence[str] = (),
     ) -> None:
         self._command = list(command)
+        self._once = list(once)
         self._mount = mount
         self._signals = signals
         self._held: tuple[int, ...] = ()  # memory and device
@@ -122,8 +130,10 @@ class _Keeper:
             }
             for fd in given:
                 os.set_inheritable(fd, True)
+            command = [*self._command, *self._once]
+            self._once = []
             try:
-                pid = os.posix_spawn(self._command[0], self._command, environment)
+                pid = os.posix_spawn(command[0], command, environment)
             finally:
                 for fd in given:
                     os.set_inheritable(fd, False)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from ..errors import StateError
 from ..shared.log import say
+from ..shared.mounts import detach
 from ._keeper import ENVIRONMENT, PACKET, WAITS, keeper_command
 
 __all__ = ["Kept"]
@@ -41,6 +42,15 @@ class Kept:
     def wanted() -> bool:
         """Did a keeper start this process?"""
         return ENVIRONMENT in os.environ
+
+    def pair(self) -> tuple[int, int]:
+        """The two that are held."""
+        memory, device = self.descriptors
+        return memory, device
+
+    def mounted(self) -> bool:
+        """Has a process before left a mount to go on with?"""
+        return bool(self.descriptors)
 
     def wait(self) -> None:
         """If it was started ahead: until the process before is gone."""
@@ -82,6 +92,14 @@ class Kept:
         for fd in self.descriptors:
             os.close(fd)
         self.descriptors = ()
+
+    def give_up(self) -> None:
+        """What the process before has mounted is not served any more: who has
+        a file there open gets an error; never raises."""
+        if self.descriptors:
+            with contextlib.suppress(OSError):
+                detach(self._mount)
+            self.drop()
 
     def restart(self) -> None:
         """Ask for a process that goes on in place of this one."""

@@ -23,7 +23,7 @@ from typing import Any
 from .._binding import lib
 from ..control import ControlServer
 from ..errors import RemusError, StateError
-from ..replica import Backup, Export, Primary, Standby
+from ..replica import Backup, Export, Primary, Standby, State, Status
 from ..replica._former import OldAddress
 from ..replica._nodes import ContinuedPrimary, keep_open
 from ..resource_file import ResourceFile
@@ -45,34 +45,51 @@ from ._promote import checkpoint_object, promote_and_tell
 from ._statistics import FILES
 from ._verify import Verifier
 
-__all__ = ["backup_of", "serve_backup", "serve_primary"]
+__all__ = ["Next", "backup_of", "serve", "serve_backup", "serve_primary"]
 
-#: What comes after a role: an exit code, or the next role, which is called
-#: with the socket of `stop_signals`.
-Next = int | Callable[[socket.socket], Any]
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """What stays the same in every role."""
+
+    signals: socket.socket  # of `stop_signals`
+    kept: Kept | None = None
+    follows: bool = False  # a primary that was failed away from is the backup next
+
+
+#: What comes after a role: an exit code, or the next role.
+Next = int | Callable[[Process], Any]
 
 
 def serve_backup(
-    resource: ResourceFile, *, create: bool, discard_local: bool = False
-) -> int:
-    """Be the backup of ``resource`` until a signal; the exit code."""
-    return _go_on(
-        lambda signals: _be_backup(
-            resource, signals, create=create, discard_local=discard_local
-        )
+    resource: ResourceFile,
+    *,
+    create: bool,
+    discard_local: bool = False,
+) -> Next:
+    """Be the backup of ``resource`` until a signal."""
+    return lambda process: _be_backup(
+        resource, process, create=create, discard_local=discard_local
     )
 
 
-def serve_primary(resource: ResourceFile, kept: Kept | None = None) -> int:
-    """Be the primary of ``resource`` until a signal; the exit code."""
-    return _go_on(lambda signals: _be_primary(resource, signals, kept=kept))
+def serve_primary(resource: ResourceFile) -> Next:
+    """Be the primary of ``resource`` until a signal."""
+    return lambda process: _be_primary(resource, process)
 
 
-def _go_on(role: Next) -> int:
-    """One role after the other.  No signal is lost between them."""
+def serve(
+    first: Callable[[], Next], *, kept: Kept | None = None, follows: bool = False
+) -> int:
+    """The role that ``first`` says, and one after the other: the exit code.
+
+    No signal is lost between them, nor while it finds out.
+    """
     with as_standard_error(), stop_signals(on_hangup="ignore") as signals:
+        process = Process(signals, kept, follows)
+        role = first()
         while callable(role):
-            role = role(signals)
+            role = role(process)
         return role
 
 
@@ -91,15 +108,17 @@ def backup_of(
 
 def _be_backup(
     resource: ResourceFile,
-    signals: socket.socket,
+    process: Process,
     *,
     create: bool = False,
     discard_local: bool = False,
 ) -> Next:
+    kept = process.kept
     if resource.backup.serves:
         lib.remus_harden_process()  # its threads may serve a guest one day
     with contextlib.ExitStack() as stack:
-        _prepare_backup(resource, create=create)
+        mounted = kept is not None and kept.mounted()
+        _prepare_backup(resource, create=create, mounted=mounted)
         backup = with_progress(
             lambda: backup_of(resource, discard_local=discard_local),
             lambda: (
@@ -108,7 +127,7 @@ def _be_backup(
             ),
         )
         stack.callback(_close, backup, f"stopping the backup of {resource.name}")
-        role = _Backup(resource, backup, signals)
+        role = _Backup(resource, backup, process)
         server = stack.enter_context(role.control())
         warn_without_tls(resource)
         # Also when it is promoted: a primary is then told so.
@@ -117,10 +136,11 @@ def _be_backup(
         )
         warn_of_loopback(resource)
         if resource.backup.serves and not backup.status().promoted_epoch:
-            role.standby = Standby(
-                backup, resource.backup.mount, nodes=resource.nodes(),
-                auto_promote=resource.auto_promote, keep_guarded=True,
-            )  # fmt: skip
+            role.standby = _standby(resource, backup, kept)
+            if kept is not None:
+                stack.callback(role.drop)  # or the mount would outlive its close
+        elif kept is not None:
+            kept.give_up()  # who has a node of the primary that this was open
         _ready("backup", resource)
         role.watch.run(server, alive=role.alive)
         if not role.switched:
@@ -131,14 +151,31 @@ def _be_backup(
         return 0
     say(f"{resource.name}: {role.switched}: this side is the primary now")
     standby = role.standby
-    return lambda signals: _be_primary(resource.swapped(), signals, standby=standby)
+    return lambda process: _be_primary(resource.swapped(), process, standby=standby)
 
 
-def _prepare_backup(resource: ResourceFile, *, create: bool) -> None:
+def _standby(resource: ResourceFile, backup: Backup, kept: Kept | None) -> Standby:
+    if kept is not None and not kept.descriptors:
+        kept.hold(keep_open(len(resource.volumes)))
+    standby = Standby(
+        backup,
+        resource.backup.mount,
+        nodes=resource.nodes(),
+        auto_promote=resource.auto_promote,
+        keep_guarded=True,
+        kept=kept.pair() if kept is not None else None,
+    )
+    if kept is not None:
+        kept.serves()
+    return standby
+
+
+def _prepare_backup(resource: ResourceFile, *, create: bool, mounted: bool) -> None:
     state, mount = resource.backup.state, resource.backup.mount
     serves = resource.backup.serves
     if serves:
         resource.swapped()  # what it will be one day must be known now
+    if serves and not mounted:
         detach_dead_mount(mount, resource.name, state)
     inside = serves and is_inside(mount, state)
     make_directories(
@@ -147,7 +184,7 @@ def _prepare_backup(resource: ResourceFile, *, create: bool) -> None:
         private=[resource.backup.journal]
         if inside
         else [state, resource.backup.journal],
-        public=[mount] if serves else [],
+        public=[mount] if serves and not mounted else [],
     )
     resource.check("backup", create=create)
 
@@ -156,12 +193,13 @@ class _Backup:
     """What a backup's process does when it is asked."""
 
     def __init__(
-        self, resource: ResourceFile, backup: Backup, signals: socket.socket
+        self, resource: ResourceFile, backup: Backup, process: Process
     ) -> None:
         self._resource = resource
         self._backup = backup
-        self._signals = signals
-        self.watch = Watch(resource, backup.status, signals, backup.refusals)
+        self._signals = process.signals
+        self._kept = process.kept
+        self.watch = Watch(resource, backup.status, process.signals, backup.refusals)
         self.standby: Standby | None = None
         self.switched = ""  # why it is to be the primary
 
@@ -186,8 +224,14 @@ class _Backup:
                 "promote": self._promote,
                 "commit": self._commit,
                 "stop": self.watch.stop,
+                "restart": _restart_by(self._resource, self._kept),
             },
         )
+
+    def drop(self) -> None:
+        """The mount ends with this process, unless it goes on as the primary."""
+        if self._kept is not None and not (self.switched and self.standby):
+            self._kept.drop()
 
     def _promote(self, **names: Any) -> dict[str, Any]:
         swap = bool(names.get("swap"))
@@ -207,9 +251,12 @@ class _Backup:
 
     def alive(self) -> bool:
         """False once it is the primary: somebody opened a disk for writing."""
+        if self._kept is not None:
+            self._kept.look()
         if self.standby is not None and not self.standby.alive:
             mount = self._resource.backup.mount
             say(f"{mount} was unmounted by somebody else: the backup goes on")
+            self.drop()
             self.standby.close()
             self.standby = None
         if self.standby is not None and self.standby.wanted:
@@ -293,19 +340,16 @@ class _OldAddress:
 
 
 def _be_primary(
-    resource: ResourceFile,
-    signals: socket.socket,
-    *,
-    standby: Standby | None = None,
-    kept: Kept | None = None,
+    resource: ResourceFile, process: Process, *, standby: Standby | None = None
 ) -> Next:
+    kept = process.kept
     lib.remus_harden_process()  # before any thread is there
     with contextlib.ExitStack() as stack:
         if standby is not None:
             stack.callback(standby.close)
-        if kept is not None:
-            kept.wait()
-        goes_on = kept is not None and bool(kept.descriptors)
+            if kept is not None:
+                stack.callback(kept.drop)  # or the mount would outlive its close
+        goes_on = standby is None and kept is not None and kept.mounted()
         _prepare_primary(resource, mounted=standby is not None or goes_on)
         warn_without_tls(resource)
         primary = primary_of(resource, goes_on=goes_on)
@@ -317,7 +361,7 @@ def _be_primary(
             stack.callback(kept.drop)  # or the mount would outlive its close
         if resource.fence:
             stack.callback(primary.refuse_alone)  # or who waits would be waited for
-        watch = Watch(resource, primary.status, signals)
+        watch = Watch(resource, primary.status, process.signals)
         fence = FenceWatch(resource, primary)
         stack.callback(fence.close)
         old = _OldAddress(resource, primary)
@@ -330,19 +374,19 @@ def _be_primary(
             old.look()
             if kept is not None:
                 kept.look()
-            return export.alive and not status.switches
+            return export.alive and not _is_the_backup_next(status, process)
 
         server = stack.enter_context(_control_primary(resource, primary, watch, kept))
         if standby is not None:
             standby.switch(primary)  # who is let in finds all of it in place
         _ready("primary", resource)
         mounted = watch.run(server, alive=alive)
-        switches = primary.status().switches
+        switches = _is_the_backup_next(primary.status(), process)
         if not switches:
             notify_systemd("STOPPING=1")
     if switches:
-        say(f"{resource.name}: roles are swapped: this side is the backup now")
-        return lambda signals: _be_backup(resource.swapped(), signals)
+        say(f"{resource.name}: {switches}: this side is the backup now")
+        return lambda process: _be_backup(resource.swapped(), process)
     if not mounted:
         say(
             f"{resource.primary.mount} was unmounted by somebody else: "
@@ -352,16 +396,23 @@ def _be_primary(
     return 0
 
 
+def _is_the_backup_next(status: Status, process: Process) -> str:
+    """Why; "": it is not.  Who still has a disk open for writing is not moved to
+    a node that can't be written to: he is told by errors, and closes it."""
+    if status.switches:
+        return "roles are swapped"
+    if process.follows and status.state is State.FENCED and not status.writers:
+        return "the other side was promoted"
+    return ""
+
+
 def _export(resource: ResourceFile, primary: Primary, kept: Kept | None) -> Export:
     mount, nodes = resource.primary.mount, resource.nodes()
     if kept is None:
         return Export(primary, mount, nodes=nodes, keep_guarded=True)
     if not kept.descriptors:
-        kept.hold(keep_open(primary))
-    memory, device = kept.descriptors
-    export = Export(
-        primary, mount, nodes=nodes, keep_guarded=True, kept=(memory, device)
-    )
+        kept.hold(keep_open(len(resource.volumes)))
+    export = Export(primary, mount, nodes=nodes, keep_guarded=True, kept=kept.pair())
     kept.serves()
     return export
 
@@ -392,12 +443,6 @@ def _control_primary(
         primary.resume()
         return {}
 
-    def restart() -> dict[str, Any]:
-        if kept is None:
-            raise StateError(f"{resource.name}: the primary was started without --keep")
-        kept.restart()
-        return {}
-
     return ControlServer(
         resource.primary.state,
         quick={
@@ -411,11 +456,28 @@ def _control_primary(
                 "primary", ("checkpoints", "refusals", "target", "promote", "commit")
             ),
         },
-        deferred={"stop": watch.stop, "restart": restart},
+        deferred={"stop": watch.stop, "restart": _restart_by(resource, kept)},
     )
 
 
 # ---- both --------------------------------------------------------------------
+
+
+def _restart_by(
+    resource: ResourceFile, kept: Kept | None
+) -> Callable[[], dict[str, Any]]:
+    """What the request to restart does, where there is a keeper."""
+
+    def restart() -> dict[str, Any]:
+        if kept is None:
+            raise StateError(
+                f"{resource.name}: no keeper is there to restart it: it was not "
+                "started by `remus-native up` as root, or has no nodes"
+            )
+        kept.restart()
+        return {}
+
+    return restart
 
 
 def _of_the_other_role(role: str, names: Sequence[str]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from ._backup import Backup
 from ._config import BackupConfig, PrimaryConfig
 from ._nodes import Export, Standby
 from ._primary import Primary
+from ._side import role_of
 
 __all__ = [
     "Backup",
@@ -53,6 +54,7 @@ __all__ = [
     "Verification",
     "Volume",
     "encode_tag",
+    "role_of",
 ]
 
 

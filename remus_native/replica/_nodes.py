@@ -45,11 +45,11 @@ class ContinuedPrimary(Primary):
         c.raw.continues = 1
 
 
-def keep_open(primary: Primary) -> tuple[int, int]:
-    """Descriptors with which the mount of an `Export` outlives its process."""
+def keep_open(volumes: int) -> tuple[int, int]:
+    """Descriptors with which the mount of an `Export` or `Standby` outlives its
+    process."""
     memory, device = ffi.new("int *"), ffi.new("int *")
-    with primary._call() as raw:
-        rc = lib.remus_keep_open(raw, memory, device)
+    rc = lib.remus_keep_open(volumes, memory, device)
     if rc < 0:
         raise_for(rc)
     return memory[0], device[0]
@@ -135,8 +135,8 @@ class Standby(Handle):
     ``auto_promote``, waits: `wanted` says so, and the owner promotes the
     backup, calls `release`, closes it, opens a `Primary` on its state and
     disks, and calls `switch`; or it calls `refuse`.  From then on this is
-    that primary's export, and closed by its close.  ``keep_guarded``: as of
-    `Export`.
+    that primary's export, and closed by its close.  ``keep_guarded``,
+    ``kept``: as of `Export`.
     """
 
     def __init__(
@@ -147,6 +147,7 @@ class Standby(Handle):
         nodes: Sequence[Node] | None = None,
         auto_promote: bool = False,
         keep_guarded: bool = False,
+        kept: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.mountpoint = path_of("mountpoint", mountpoint)
@@ -155,13 +156,14 @@ class Standby(Handle):
         out = ffi.new("remus_export **")
         self._side: Backup | Primary | None = backup
         raw_backup = backup._enter()  # held until release: order is enforced
-        rc = lib.remus_standby_open(
-            raw_backup,
-            encoded("mountpoint", self.mountpoint),
-            raw_nodes,
-            boolean("auto_promote", auto_promote),
-            out,
-        )
+        point = encoded("mountpoint", self.mountpoint)
+        promotes = boolean("auto_promote", auto_promote)
+        if kept is None:
+            rc = lib.remus_standby_open(raw_backup, point, raw_nodes, promotes, out)
+        else:
+            rc = lib.remus_standby_open_kept(
+                raw_backup, point, raw_nodes, promotes, *kept, out
+            )
         if rc < 0:
             backup._leave()
             raise_for(rc, invalid=ConfigError)

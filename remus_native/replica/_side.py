@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from .._binding import ffi, lib, sized, text
-from .._checks import encoded, integer
+from .._checks import encoded, integer, path_of
 from .._handle import Handle
 from .._values import Changes, Log, LogEntry, State
 from ..errors import raise_for
@@ -17,7 +19,7 @@ from ._config import BackupConfig, Config, PrimaryConfig
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Side"]
+__all__ = ["Side", "role_of"]
 
 C = TypeVar("C", PrimaryConfig, BackupConfig)
 
@@ -141,3 +143,24 @@ class Side(Handle, Generic[C]):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def role_of(
+    resource: str, state_dir: str | os.PathLike[str]
+) -> Literal["primary", "backup"] | None:
+    """Which side of ``resource`` its state directory says that this host is.
+
+    None: it holds no state yet, or is not there.  What a promote, a swap or a
+    fence has decided stands there, whether a process runs or not.  Blocks for
+    that file system; may be called from any thread.  Raises `RemusError` if
+    what is there is another resource's, another release's, or damaged.
+    """
+    rc = lib.remus_role_of(
+        encoded("resource", resource),
+        encoded("state_dir", path_of("state_dir", state_dir)),
+    )
+    if rc == -errno.ENOENT:
+        return None
+    if rc < 0:
+        raise_for(rc)
+    return "primary" if rc == lib.REMUS_ROLE_PRIMARY else "backup"

@@ -29,6 +29,14 @@ from typing import Any, Literal
 
 from .._text import printable, shortened
 from ..replica import BackupConfig, Node, PrimaryConfig, Volume
+from ._agreement import (
+    check_auto_promote,
+    check_hosts,
+    check_keys,
+    check_listen,
+    check_proof,
+    check_swapped,
+)
 from ._disks import (
     check_disks,
     check_key,
@@ -112,6 +120,7 @@ class PrimarySide:
     mount: str
     journal: str = ""  # where it is the backup
     serves: bool = False  # ... and its nodes are there then, too
+    host: str = ""  # its name; "": not given
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,7 @@ class BackupSide:
     journal: str
     mount: str = ""  # where it is the primary
     serves: bool = False  # its nodes are there before it is promoted
+    host: str = ""  # its name; "": not given
 
 
 @dataclass(frozen=True)
@@ -192,12 +202,14 @@ class ResourceFile:
                 self.backup.mount,
                 self.backup.journal,
                 self.backup.serves,
+                self.backup.host,
             ),
             backup=BackupSide(
                 self.primary.state,
                 self.primary.journal,
                 self.primary.mount,
                 self.primary.serves,
+                self.primary.host,
             ),
             volumes=tuple(
                 dataclasses.replace(v, primary=v.backup, backup=v.primary)
@@ -214,6 +226,10 @@ class ResourceFile:
     def state(self, side: Side) -> str:
         """The state directory of ``side``."""
         return self.primary.state if side == "primary" else self.backup.state
+
+    def host(self, side: Side) -> str:
+        """The name of the host of ``side``; "": the file does not say."""
+        return self.primary.host if side == "primary" else self.backup.host
 
     def volumes_of(self, side: Side) -> list[Volume]:
         """The volumes as `Primary` and `Backup` take them."""
@@ -364,13 +380,13 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
     run_dir = top.take("run_dir", a_path, None)
     listen = top.take("listen", an_address, None)
     listen_swapped = top.take("listen_swapped", an_address, None)
-    _check_listen("listen", listen, "address", address, problems)
-    _check_listen(
+    check_listen("listen", listen, "address", address, problems)
+    check_listen(
         "listen_swapped", listen_swapped, "address_swapped", address_swapped, problems
     )
-    _check_proof(values, "address", address, problems)
-    _check_proof(values, "address_swapped", address_swapped, problems)
-    _check_keys(values, problems)
+    check_proof(values, "address", address, problems)
+    check_proof(values, "address_swapped", address_swapped, problems)
+    check_keys(values, problems)
     ack = top.take("ack", choice("durable", "memory"), "durable")
     commit_by = top.take("commit_by", choice("primary", "backup"), "primary")
     same_host = top.take("same_host", a_flag, True)
@@ -381,10 +397,11 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
     primary = _read_primary(top.table("primary"))
     backup = _read_backup(top.table("backup"))
     primary = dataclasses.replace(primary, serves=backup.serves)
+    check_hosts(primary.host, backup.host, problems)
     if auto_promote:
-        _check_auto_promote(fence, backup, problems)
+        check_auto_promote(fence, backup.serves, problems)
     if backup.serves:
-        _check_swapped(address, address_swapped, problems)
+        check_swapped(address, address_swapped, problems)
     limits = _read_limits(top.table("limits"))
     volumes = _read_volumes(values, problems)
     if problems.lines:
@@ -414,95 +431,13 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
     )
 
 
-def _check_auto_promote(
-    fence: tuple[str, ...] | None, backup: BackupSide, problems: Problems
-) -> None:
-    if fence is None:
-        problems.add(
-            "fence",
-            'a command, or "none", beside auto_promote = true',
-            None,
-            "name the command that makes sure that the other host does not write",
-        )
-    if not backup.serves:
-        problems.add(
-            "backup.mount",
-            "a directory for the nodes that auto_promote is about",
-            None,
-            "add mount to [backup]; usually the same as in [primary]",
-        )
-
-
-def _check_swapped(
-    address: str | None, address_swapped: str | None, problems: Problems
-) -> None:
-    """With nodes of its own the backup is the primary once it is promoted."""
-    if address_swapped is None and (address or "").startswith("tcp:"):
-        problems.add(
-            "address_swapped",
-            "the address where the primary's host listens once it is the backup, "
-            "beside mount in [backup]",
-            None,
-            'add address_swapped = "tcp:HOST:PORT"',
-        )
-
-
-def _check_listen(
-    key: str, listen: str | None, beside: str, address: str | None, problems: Problems
-) -> None:
-    """A TCP address is one way to the host, listening another matter."""
-    if listen is None or (address is None and beside == "address"):
-        return  # what is missing is told anyway
-    if not listen.startswith("tcp:") or not (address or "").startswith("tcp:"):
-        problems.add(
-            key,
-            f"tcp:HOST:PORT, beside a tcp: {beside}",
-            show(listen),
-            "leave it out where a Unix socket is used: both sides name its path",
-        )
-
-
-def _check_proof(
-    values: Mapping[str, Any], key: str, address: str | None, problems: Problems
-) -> None:
-    """TCP with TLS, or without only where the file says so."""
-    if address is not None and address.startswith("tcp:") and "tls" not in values:
-        problems.add(
-            key,
-            'tls = "psk" beside a tcp: address',
-            f"{show(address)} without proof of who is there",
-            'add tls = "psk" and a psk_file; or tls = "off", if whoever can '
-            "connect there may replace the disks",
-        )
-
-
-def _check_keys(values: Mapping[str, Any], problems: Problems) -> None:
-    """TLS with its key file; no half of it."""
-    tls = values.get("tls")
-    if tls == "psk" and "psk_file" not in values:
-        problems.add(
-            "psk_file",
-            'a key file beside tls = "psk"',
-            None,
-            f"make one with psktool -u {values.get('name', 'NAME')} -p FILE, copy "
-            "it to the other host, and name it as psk_file",
-        )
-    for key in ("psk_file", "psk_identity"):
-        if key in values and tls in (None, "off"):
-            problems.add(
-                key,
-                'tls = "psk" beside it',
-                "no tls" if tls is None else 'tls = "off"',
-                f'say tls = "psk", or remove {key}',
-            )
-
-
 def _read_primary(table: Table) -> PrimarySide:
     state = table.take("state", a_path)
     return PrimarySide(
         state,
         table.take("mount", a_path, f"{state}/mount"),
         table.take("journal", a_path, f"{state}/journal"),
+        host=table.take("host", a_name, ""),
     )
 
 
@@ -513,6 +448,7 @@ def _read_backup(table: Table) -> BackupSide:
         table.take("journal", a_path, f"{state}/journal"),
         table.take("mount", a_path, f"{state}/mount"),
         "mount" in table.values,
+        table.take("host", a_name, ""),
     )
 
 

@@ -67,8 +67,8 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "limits",
         "volume",
     ),
-    "primary": ("state", "mount", "journal"),
-    "backup": ("state", "journal", "mount"),
+    "primary": ("host", "state", "mount", "journal"),
+    "backup": ("host", "state", "journal", "mount"),
     "limits": (
         "journal",
         "segment",

@@ -119,7 +119,7 @@ def test_a_planned_restart(host: Host) -> None:
     for _ in range(3):
         guest.moves_on()
         pid = kept.server()
-        assert host.run("restart") == (0, "", "")
+        assert host.run("restart", "--host", "primary") == (0, "", "")
         kept.is_another(pid)
     guest.moves_on()
     wait_for("Protected", lambda: is_now(host, "p", "primary", "Protected"))
@@ -132,10 +132,10 @@ def test_a_planned_restart(host: Host) -> None:
 
 def test_a_restart_needs_a_keeper(host: Host) -> None:
     host.start_backup()
-    kept = Kept(host, "primary")
-    code, _, said = host.run("restart")
+    kept = Kept(host, "--no-keeper")
+    code, _, said = host.run("restart", "--host", "primary")
     assert code == 1
-    assert "was started without --keep" in said
+    assert "no keeper is there to restart it" in said
     assert kept.keeper.poll() is None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 from pathlib import Path
@@ -15,17 +16,19 @@ from support.waiting import wait_for
 
 
 class Kept:
-    """``remus-native primary --keep`` on a `Host`."""
+    """``remus-native up`` for one host of the file of a `Host`."""
 
-    def __init__(self, host: Host, *arguments: str) -> None:
+    def __init__(self, host: Host, *arguments: str, side: str = "p") -> None:
         self.host = host
-        self.mount = host.folder / "p" / "mount"
+        self.side = side
+        self.name = {"p": "primary", "b": "backup"}[side]  # at first
+        self.mount = host.folder / side / "mount"
         host.stack.callback(unguard, str(self.mount))
         host.stack.callback(detach, str(self.mount))
-        self.keeper = host.start(*(arguments or ("primary", "--keep")))
+        self.keeper = host.start("up", "--host", self.name, *arguments)
         self.keepers = [self.keeper.pid]
         host.stack.callback(self.kill_both)
-        wait_for("primary", lambda: self.keeper.poll() is not None or host.runs("p"))
+        wait_for("start", lambda: self.keeper.poll() is not None or host.runs(side))
         assert self.keeper.poll() is None, self.keeper.communicate()
 
     @staticmethod
@@ -62,7 +65,7 @@ class Kept:
         """... and it serves again."""
         self.kill_server()
         os.statvfs(self.mount)
-        wait_for("control", lambda: self.host.runs("p"))
+        wait_for("control", lambda: self.host.runs(self.side))
 
     def kill_both(self) -> None:
         """As if the host died; nothing is left of either."""
@@ -70,7 +73,17 @@ class Kept:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(keeper, signal.SIGSTOP)
                 for pid in self.children(keeper):
-                    os.kill(pid, signal.SIGKILL)
+                    kill(pid)
                 os.kill(keeper, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.keeper.wait(timeout=10)
+
+
+def kill(pid: int) -> None:
+    """... and it is wholly gone."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        select.select([pidfd], [], [], 30)
+    finally:
+        os.close(pidfd)

@@ -194,3 +194,13 @@ def test_each_command_that_tests_run_is_among_the_packages():
     used &= {name for name in used if shutil.which(name)} | known
     assert {"ip", "losetup", "mkfs.ext4", "psktool"} <= used
     assert used <= known | ALWAYS
+
+
+def test_the_unit_runs_commands_that_are_there():
+    """(`systemd-analyze verify` finds nothing wrong with it, where it is.)"""
+    unit = (ROOT / "docs" / "remus@.service").read_text(encoding="utf-8")
+    commands = re.findall(r"^Exec\w+=(.+)$", unit, re.M)
+    assert [shlex.split(line)[1] for line in commands] == ["up", "restart"]
+    for line in commands:
+        words = shlex.split(line)[1:]
+        assert cli._parser().parse_args(words).file == "/etc/remus/%i.toml"

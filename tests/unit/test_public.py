@@ -25,7 +25,7 @@ def test_every_public_name_is_there():
 
 
 def sort_key(name: str) -> tuple[bool, str]:
-    return (name.startswith("_"), name)
+    return (not name[0].isupper(), name)
 
 
 def test_importing_needs_only_cffi_and_starts_nothing():

@@ -572,3 +572,17 @@ def test_nodes_on_the_backups_host_want_a_way_back() -> None:
     assert resource.swapped().address == "tcp:192.0.2.6:7790"
     assert resource.swapped().swapped() == resource
     assert parse(tcp(text())).address_swapped is None  # without nodes it may wait
+
+
+def test_the_hosts_have_names():
+    text = (ROOT / "docs" / "example.toml").read_text()
+    resource = parse(text)
+    assert (resource.host("primary"), resource.host("backup")) == ("alpha", "beta")
+    assert resource.swapped().host("primary") == "beta"
+    for wrong, said in (
+        ('host = "beta"', ""),
+        ('host = "beta"', 'host = "Alpha"'),
+    ):
+        assert wrong in text
+        with pytest.raises(ResourceFileError, match="host: expected"):
+            parse(text.replace(wrong, said))

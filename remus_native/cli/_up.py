@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``up``, ``down``, ``role``, ``restart``: what this host is, by its own state.
+
+The file names two hosts, by what they are at first.  Which of them this is
+tells ``host`` in the file, ``--host``, or the only state that is here.  What it
+is *now* stands in its state directory: a promote, a swap, a fence decide it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass
+
+from .. import control
+from ..control import NotRunning
+from ..errors import CheckpointTimeout, ConfigError
+from ..replica import role_of
+from ..resource_file import ResourceFile, Side, load
+from ..shared.log import say
+from ..shared.progress import with_progress
+from ._keeper import keep
+from ._kept import Kept
+from ._serve import Next, serve, serve_backup, serve_primary
+
+__all__ = ["down", "restart", "role", "up"]
+
+SIDES: tuple[Side, Side] = ("primary", "backup")
+DOWN_S = 90.0  # as a service manager would wait
+CALL_S = 60.0
+
+
+@dataclass(frozen=True)
+class Here:
+    """This host, as the file has it."""
+
+    resource: ResourceFile
+    section: Side  # what it was at first
+
+    @property
+    def state(self) -> str:
+        return self.resource.state(self.section)
+
+    @property
+    def mount(self) -> str:
+        """Where its nodes are, in whatever role; "": it has none as the backup."""
+        if self.section == "primary":
+            return self.resource.primary.mount
+        return self.resource.backup.mount if self.resource.backup.serves else ""
+
+    def role(self) -> Side:
+        """What it is now; before its first start what its section says."""
+        return role_of(self.resource.name, self.state) or self.section
+
+    def view(self, role: Side) -> ResourceFile:
+        """The file with this host in that role."""
+        return self.resource if role == self.section else self.resource.swapped()
+
+
+def _here(arguments: argparse.Namespace) -> Here:
+    resource = load(arguments.file)
+    return Here(resource, _section(resource, arguments.host))
+
+
+def _section(resource: ResourceFile, named: str | None) -> Side:
+    names = {side: resource.host(side) or side for side in SIDES}
+    if named is not None:
+        for side in SIDES:
+            if named in (side, names[side]):
+                return side
+        raise ConfigError(
+            f"--host: expected {names['primary']} or {names['backup']}, got {named}"
+        )
+    if resource.host("primary"):
+        return _by_name(resource)
+    found = [side for side in SIDES if role_of(resource.name, resource.state(side))]
+    if len(found) == 1 and resource.state("primary") != resource.state("backup"):
+        return found[0]
+    raise ConfigError(
+        f"{resource.file}: host: expected the names of the two hosts, because "
+        + ("the state of both sides is" if found else "no state of either side is")
+        + " here, got nothing; fix: add host = "
+        '"NAME" to [primary] and [backup], or say --host primary or --host backup'
+    )
+
+
+def _by_name(resource: ResourceFile) -> Side:
+    ours = socket.gethostname().lower()
+    for side in SIDES:
+        name = resource.host(side).lower()
+        if name in (ours, ours.partition(".")[0]) or name.partition(".")[0] == ours:
+            return side
+    raise ConfigError(
+        f"{resource.file}: host: expected this host, which is {ours}, in [primary] or "
+        f"[backup], got {resource.host('primary')} and {resource.host('backup')}; "
+        "fix: correct the names, or say --host primary or --host backup"
+    )
+
+
+# ---- up ----------------------------------------------------------------------
+
+
+def up(arguments: argparse.Namespace) -> int:
+    """Serve what this host is for the resource; the exit code."""
+    here = _here(arguments)
+    if Kept.wanted():
+        return _serve(here, arguments, Kept(_command(here, arguments), here.mount))
+    if arguments.no_keeper or not here.mount:
+        return _serve(here, arguments, None)
+    if os.geteuid() != 0:
+        say(
+            f"{here.resource.name}: no keeper, which only root can have: if this "
+            "process dies, the guest's disks go with it"
+        )
+        return _serve(here, arguments, None)
+    once = ["--discard-local"] * arguments.discard_local
+    return keep(_command(here, arguments), here.mount, once=once)
+
+
+def _command(here: Here, arguments: argparse.Namespace) -> list[str]:
+    """What a keeper starts, each time."""
+    command = [sys.executable, "-m", "remus_native", "up", "--host", here.section]
+    command += ["--create"] * arguments.create
+    return [*command, os.path.abspath(arguments.file)]
+
+
+def _serve(here: Here, arguments: argparse.Namespace, kept: Kept | None) -> int:
+    def first() -> Next:
+        if kept is not None:
+            kept.wait()  # what the process before was decides
+        role = here.role()
+        if role != here.section:
+            say(f"{here.resource.name}: this host is the {role} now")
+        view = here.view(role)
+        if role == "primary" and not arguments.discard_local:
+            return serve_primary(view)
+        return serve_backup(
+            view,
+            create=arguments.create,
+            discard_local=arguments.discard_local,
+        )
+
+    return serve(first, kept=kept, follows=True)
+
+
+# ---- the others ----------------------------------------------------------------
+
+
+def down(arguments: argparse.Namespace) -> int:
+    """Stop what `up` started, and wait until it has ended."""
+    here = _here(arguments)
+    name = here.resource.name
+    control.call(here.state, "stop", timeout_s=CALL_S)
+
+    def wait() -> int:
+        end = time.monotonic() + DOWN_S
+        while control.is_running(here.state):
+            if time.monotonic() > end:
+                raise CheckpointTimeout(
+                    f"{name}: its process has not ended after {DOWN_S:.0f} s: it may "
+                    "be held up by a disk"
+                )
+            time.sleep(0.02)
+        return 0
+
+    return with_progress(wait, lambda: f"stopping {name}")
+
+
+def role(arguments: argparse.Namespace) -> int:
+    """Print what this host is."""
+    here = _here(arguments)
+    print(here.role())
+    return 0
+
+
+def restart(arguments: argparse.Namespace) -> int:
+    """Have the keeper start another process in place of the one that serves."""
+    here = _here(arguments)
+    try:
+        control.call(here.state, "restart", timeout_s=CALL_S)
+    except NotRunning as error:
+        raise NotRunning(f"{here.resource.name}: {error}") from error
+    return 0
