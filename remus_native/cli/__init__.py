@@ -43,6 +43,7 @@ from . import _run as run
 from . import _statistics, _up
 from ._arguments import EXIT_CODES
 from ._arguments import parser as _parser
+from ._doctor import check, doctor
 from ._promote import (
     checkpoint_object,
     force_costs,
@@ -82,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_command(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
+        if getattr(arguments, "check", False):
+            return check(arguments)
         return COMMANDS[arguments.command](arguments)
     except ResourceFileError as error:
         for problem in error.problems:
@@ -441,6 +444,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "primary": _primary,
     "run": _run,
     "status": _status,
+    "doctor": doctor,
     "promote": _promote,
     "commit": _commit,
     "verify": _verify,

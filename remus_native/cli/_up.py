@@ -26,7 +26,7 @@ from ._keeper import keep
 from ._kept import Kept
 from ._serve import Next, serve, serve_backup, serve_primary
 
-__all__ = ["down", "restart", "role", "up"]
+__all__ = ["Here", "down", "restart", "role", "this_host", "up"]
 
 SIDES: tuple[Side, Side] = ("primary", "backup")
 DOWN_S = 90.0  # as a service manager would wait
@@ -105,7 +105,7 @@ def _by_name(resource: ResourceFile) -> Side:
 
 def up(arguments: argparse.Namespace) -> int:
     """Serve what this host is for the resource; the exit code."""
-    here = _here(arguments)
+    here = this_host(arguments)
     if Kept.wanted():
         return _serve(here, arguments, Kept(_command(here, arguments), here.mount))
     if arguments.no_keeper or not here.mount:
@@ -151,7 +151,7 @@ def _serve(here: Here, arguments: argparse.Namespace, kept: Kept | None) -> int:
 
 def down(arguments: argparse.Namespace) -> int:
     """Stop what `up` started, and wait until it has ended."""
-    here = _here(arguments)
+    here = this_host(arguments)
     name = here.resource.name
     control.call(here.state, "stop", timeout_s=CALL_S)
 
@@ -171,14 +171,14 @@ def down(arguments: argparse.Namespace) -> int:
 
 def role(arguments: argparse.Namespace) -> int:
     """Print what this host is."""
-    here = _here(arguments)
+    here = this_host(arguments)
     print(here.role())
     return 0
 
 
 def restart(arguments: argparse.Namespace) -> int:
     """Have the keeper start another process in place of the one that serves."""
-    here = _here(arguments)
+    here = this_host(arguments)
     try:
         control.call(here.state, "restart", timeout_s=CALL_S)
     except NotRunning as error:

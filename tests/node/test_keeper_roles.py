@@ -187,3 +187,12 @@ def test_which_host_this_is(host: Host) -> None:
     wait_for("its state", lambda: role_of("guest0", host.folder / "b") == "backup")
     assert host.run("role") == (0, "backup\n", "")  # the only state here
     assert status(host, "b")["role"] == "backup"
+
+
+def test_check_looks_at_what_this_host_is(host: Host) -> None:
+    host.start_backup()
+    wait_for("its state", lambda: role_of("guest0", host.folder / "b") == "backup")
+    code, out, _ = host.run("up", "--check", "--host", "backup")
+    assert code in (0, 1)
+    assert "backup: " in out
+    assert "primary: " not in out
