@@ -60,7 +60,8 @@ class Here:
         return self.resource if role == self.section else self.resource.swapped()
 
 
-def _here(arguments: argparse.Namespace) -> Here:
+def this_host(arguments: argparse.Namespace) -> Here:
+    """Which of the hosts of the file this is; `ConfigError` if nothing says so."""
     resource = load(arguments.file)
     return Here(resource, _section(resource, arguments.host))
 
