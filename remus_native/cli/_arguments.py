@@ -11,6 +11,7 @@ from .. import doctor
 from .._text import shortened
 from .._version import __version__
 from ..resource_file import parse_duration_ms, parse_size
+from ..watching import RESOURCES_DIR
 
 __all__ = ["EXIT_CODES", "parser"]
 
@@ -28,10 +29,21 @@ exit codes:
 DURATION_MAX_MS = 40 * 24 * 3600 * 1000
 SIZE_MAX = (1 << 63) - 1
 TAG_MAX = 32  # bytes
+MANY = ("status", "events")  # commands that take several resources
 
 
 class _Parser(argparse.ArgumentParser):
     """Tells in one line what is wrong, as every other error here."""
+
+    def parse_args(self, *given: Any, **more: Any) -> Any:
+        found = super().parse_args(*given, **more)
+        if getattr(found, "command", "") in MANY and bool(found.file) == found.all:
+            self.error(
+                "FILE or --all, not both"
+                if found.all
+                else "the following arguments are required: FILE, or --all"
+            )
+        return found
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {shortened(message, 400)}\n{self.format_usage()}")
@@ -103,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
         _add_restart,
         _add_run,
         _add_status,
+        _add_events,
         _add_doctor,
         _add_promote,
         _add_commit,
@@ -133,13 +146,31 @@ def _add(
     )
     parser.set_defaults(command=name)
     if file:
-        parser.add_argument("file", metavar="FILE", help="the resource file (TOML)")
+        many = name in MANY
+        parser.add_argument(
+            "file",
+            metavar="FILE",
+            nargs="?" if many else None,
+            help="the resource file (TOML)",
+        )
+        if many:
+            parser.add_argument(
+                "--all",
+                action="store_true",
+                help=f"every *.toml of {RESOURCES_DIR}, in the place of FILE",
+            )
+            parser.add_argument(
+                "--directory",
+                metavar="DIR",
+                default=RESOURCES_DIR,
+                help=f"with --all: in the place of {RESOURCES_DIR}",
+            )
         parser.add_argument(
             "--swapped",
             action="store_true",
             help="the two sides of the file have exchanged their roles",
         )
-        if name != "doctor":
+        if name != "doctor" and name not in MANY:
             parser.add_argument(
                 "--check",
                 action="store_true",
@@ -252,10 +283,40 @@ def _add_status(commands: Any) -> None:
         "its state directory; the exit code is 4 all the same.",
         "remus-native status --json guest0.toml",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print a JSON object (watching/status.schema.json of the package)",
+    )
     parser.add_argument(
         "--side", choices=("primary", "backup"), help="ask this side only"
     )
+    parser.add_argument(
+        "--watch",
+        type=duration,
+        nargs="?",
+        const=1.0,
+        metavar="TIME",
+        help="again each TIME (default: 1s), until Ctrl-C; give FILE first",
+    )
+
+
+def _add_events(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "events",
+        "tell each change of state as it comes",
+        "First what is, then each change of state, connection or reason of the\n"
+        "sides on this host, until Ctrl-C. Goes on when a process ends and comes\n"
+        "back.",
+        "remus-native events --json guest0.toml",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument(
+        "--side", choices=("primary", "backup"), help="follow this side only"
+    )
+    parser.add_argument("--now", action="store_true", help="what is, and no more")
+    parser.add_argument("--count", type=count, metavar="N", help="end after N")
 
 
 def _add_doctor(commands: Any) -> None:
