@@ -119,6 +119,17 @@ def test_what_the_backup_lacks(host: Host, told: Any) -> None:
     assert first <= stopped["backup"]["age_s"] < first + DEADLINE_S
 
 
+def test_nothing_is_left_to_promote(host: Host, told: Any) -> None:
+    backup = a_lost_primary(host)
+    assert main(["promote", str(host.file)]) == 0
+    answer = told("--side", "backup", code=0)
+    assert answer["backup"]["state"] == "Promoted"
+    assert answer["backup"]["age_s"] is None
+    backup.kill()
+    backup.wait()
+    assert told("--side", "backup", code=4)["backup"]["age_s"] is None
+
+
 def test_one_refused_side_does_not_end_it(
     host: Host, told: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
