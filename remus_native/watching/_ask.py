@@ -154,7 +154,8 @@ def _facts(resource: ResourceFile, answer: dict[str, Any]) -> dict[str, Any]:
     lag = facts["lag"]
     if swapped:
         lag["epochs"] = max(0, answer["open_epoch"] - 1 - answer["prepared_epoch"])
-        lag["bytes"] = answer["queue_bytes"] + answer["dirty_bytes"]
+        sent = max(answer["queue_bytes"], answer.get("open_bytes", 0))
+        lag["bytes"] = sent + answer["dirty_bytes"]
         facts["open_for_writing"] = (
             list(_writers(own.mount)) if answer["writers"] else []
         )

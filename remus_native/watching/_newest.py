@@ -28,17 +28,17 @@ class Newest:
     def __init__(self) -> None:
         self._started = time.time()
         self._epoch = -1
-        self._written = -1
         self._at: float | None = None
 
     def look(self, status: Status) -> None:
-        written = status.bytes_written + status.bytes_zeroed
-        if status.prepared_epoch != self._epoch:
-            if self._epoch >= 0 or status.state is State.PROTECTED:
-                self._at = time.monotonic()
-            self._epoch, self._written = status.prepared_epoch, written
-        elif status.state is State.PROTECTED and written == self._written:
+        closed = status.role == "backup" or status.open_epoch == (
+            status.prepared_epoch + 1
+        )
+        if (
+            status.state is State.PROTECTED and closed and not status.open_bytes
+        ) or -1 != self._epoch != status.prepared_epoch:
             self._at = time.monotonic()
+        self._epoch = status.prepared_epoch
 
     def facts(self, status: Status) -> dict[str, Any]:
         """For the answer to a ``status`` request."""
