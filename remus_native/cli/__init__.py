@@ -44,6 +44,7 @@ from ._arguments import parser as _parser
 from ._doctor import check, doctor
 from ._keeper import keep
 from ._kept import Kept
+from ._metrics import metrics
 from ._promote import (
     checkpoint_object,
     force_costs,
@@ -359,6 +360,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "status": lambda arguments: status(arguments, _read_backup),
     "events": events,
+    "metrics": lambda arguments: metrics(arguments, _read_backup),
     "doctor": doctor,
     "promote": _promote,
     "commit": _commit,

@@ -29,7 +29,7 @@ exit codes:
 DURATION_MAX_MS = 40 * 24 * 3600 * 1000
 SIZE_MAX = (1 << 63) - 1
 TAG_MAX = 32  # bytes
-MANY = ("status", "events")  # commands that take several resources
+MANY = ("status", "events", "metrics")  # commands that take several resources
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,6 +76,16 @@ def size(text: str) -> int:
     return size
 
 
+def host_and_port(text: str) -> tuple[str, int]:
+    """Where to listen: "127.0.0.1:9790", "[::1]:9790"."""
+    host, _, port = text.rpartition(":")
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise argparse.ArgumentTypeError(
+            f'expected HOST:PORT, such as 127.0.0.1:9790, got "{shortened(text)}"'
+        )
+    return host.strip("[]"), int(port)
+
+
 def count(text: str) -> int:
     """An argument that is a whole number from 1 on."""
     if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) == 0:
@@ -116,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
         _add_run,
         _add_status,
         _add_events,
+        _add_metrics,
         _add_doctor,
         _add_promote,
         _add_commit,
@@ -317,6 +328,33 @@ def _add_events(commands: Any) -> None:
     )
     parser.add_argument("--now", action="store_true", help="what is, and no more")
     parser.add_argument("--count", type=count, metavar="N", help="end after N")
+
+
+def _add_metrics(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "metrics",
+        "numbers for Prometheus",
+        "Print the metrics of the sides on this host, write them into a file for\n"
+        "node_exporter, or serve them over HTTP, with /healthz (the extra metrics).",
+        "remus-native metrics --all --textfile /var/lib/node_exporter/remus.prom",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--textfile", metavar="PATH", help="replace this file, whole or not at all"
+    )
+    where.add_argument(
+        "--listen",
+        type=host_and_port,
+        metavar="HOST:PORT",
+        help="serve /metrics and /healthz there until a signal, such as 127.0.0.1:9790",
+    )
+    parser.add_argument(
+        "--every",
+        type=duration,
+        metavar="TIME",
+        help="again each TIME, until Ctrl-C (without --listen)",
+    )
 
 
 def _add_doctor(commands: Any) -> None:

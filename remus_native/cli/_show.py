@@ -17,7 +17,7 @@ from ..shared.log import say
 from ..watching import Follower, Told, ask, event_line, files_of, status_text
 from ..watching._ask import OpenBackup
 
-__all__ = ["events", "status"]
+__all__ = ["BOTH", "OK", "USAGE", "code_of", "events", "resources_of", "status"]
 
 OK, FAILED, USAGE, UNPROTECTED, NOT_RUNNING = range(5)
 #: Of several resources the one that comes first here is the exit code.
@@ -33,7 +33,7 @@ GOOD_STATES = {
 # ---- which resources ----------------------------------------------------------------
 
 
-def _resources(
+def resources_of(
     arguments: argparse.Namespace,
 ) -> tuple[list[ResourceFile], list[str]]:
     """Those that were asked for, and what is wrong with files of ``--all``."""
@@ -70,7 +70,7 @@ def status(arguments: argparse.Namespace, open_backup: OpenBackup) -> int:
 
 
 def _status(arguments: argparse.Namespace, open_backup: OpenBackup) -> int:
-    resources, problems = _resources(arguments)
+    resources, problems = resources_of(arguments)
     sides = [arguments.side] if arguments.side else BOTH
     told = [ask(resource, sides, open_backup) for resource in resources]
     live = arguments.watch is not None
@@ -84,9 +84,11 @@ def _status(arguments: argparse.Namespace, open_backup: OpenBackup) -> int:
         for one in told:
             _print(one)
     sys.stdout.flush()
+    for one in told:
+        _say_faults(one)
     for problem in problems:
         say(problem)
-    codes = [_code_of(one) for one in told] + [USAGE] * bool(problems)
+    codes = [code_of(one) for one in told] + [USAGE] * bool(problems)
     return min(codes, key=WORST.index, default=NOT_RUNNING)
 
 
@@ -99,8 +101,7 @@ def _print(told: Told) -> None:
             print(f"{name} {side}: not running on this host")
 
 
-def _code_of(told: Told) -> int:
-    """The exit code of one resource; what went wrong is said."""
+def _say_faults(told: Told) -> None:
     name = told.resource.name
     for words in told.exchanged:
         say(words)
@@ -111,6 +112,10 @@ def _code_of(told: Told) -> int:
         )
     for side, why in told.refused.items():
         say(f"{side} of {name}: {why}")
+
+
+def code_of(told: Told) -> int:
+    """The exit code of one resource."""
     if told.silent or told.refused or told.exchanged:
         return FAILED
     found = told.found
@@ -125,7 +130,7 @@ def _code_of(told: Told) -> int:
 
 def events(arguments: argparse.Namespace) -> int:
     """Each change of state, until a signal or, with ``--now``, what is."""
-    resources, problems = _resources(arguments)
+    resources, problems = resources_of(arguments)
     for problem in problems:
         say(problem)
     followers = [

@@ -19,6 +19,7 @@ from ..replica import Backup
 from ..resource_file import ResourceFile, Side
 from ..resource_file._disks import has_state
 from . import _statistics
+from ._newest import OVER
 from ._superblock import promotable_age_s
 
 __all__ = ["RESOURCES_DIR", "Told", "ask", "files_of"]
@@ -134,7 +135,8 @@ def _answer_of(
                 for cp in backup.checkpoints()
             ]
             answer["refusals"] = []
-        answer["age_s"] = promotable_age_s(state)
+        over = answer["state"] in OVER
+        answer["age_s"] = None if over else promotable_age_s(state)
     return {"running": running, **answer, **_facts(resource, answer)}
 
 
@@ -152,7 +154,8 @@ def _facts(resource: ResourceFile, answer: dict[str, Any]) -> dict[str, Any]:
     lag = facts["lag"]
     if swapped:
         lag["epochs"] = max(0, answer["open_epoch"] - 1 - answer["prepared_epoch"])
-        lag["bytes"] = answer["queue_bytes"] + answer["dirty_bytes"]
+        sent = max(answer["queue_bytes"], answer.get("open_bytes", 0))
+        lag["bytes"] = sent + answer["dirty_bytes"]
         facts["open_for_writing"] = (
             list(_writers(own.mount)) if answer["writers"] else []
         )

@@ -12,6 +12,9 @@ from ..replica import State, Status
 
 __all__ = ["Newest"]
 
+#: Nobody promotes to a checkpoint of these.
+OVER = (State.PROMOTED, State.FENCED)
+
 
 class Newest:
     """Adds to a status what only a process that looks again and again knows.
@@ -25,27 +28,27 @@ class Newest:
     def __init__(self) -> None:
         self._started = time.time()
         self._epoch = -1
-        self._written = -1
         self._at: float | None = None
-        self._lag_bytes = 0
 
     def look(self, status: Status) -> None:
-        written = status.bytes_written + status.bytes_zeroed
-        if status.prepared_epoch != self._epoch:
-            if self._epoch >= 0 or status.state is State.PROTECTED:
-                self._at = time.monotonic()
-            self._epoch, self._written = status.prepared_epoch, written
-        elif status.state is State.PROTECTED and written == self._written:
+        closed = status.role == "backup" or status.open_epoch == (
+            status.prepared_epoch + 1
+        )
+        if (
+            status.state is State.PROTECTED and closed and not status.open_bytes
+        ) or -1 != self._epoch != status.prepared_epoch:
             self._at = time.monotonic()
+        self._epoch = status.prepared_epoch
 
     def facts(self, status: Status) -> dict[str, Any]:
         """For the answer to a ``status`` request."""
         self.look(status)
         now = time.monotonic()
+        at = None if status.state in OVER else self._at
         return {
             "pid": os.getpid(),
             "version": text(lib.remus_version()),
             "started": self._started,
             "link_s": max(0.0, now - status.link_changed_ns / 1e9),
-            "age_s": None if self._at is None else max(0.0, now - self._at),
+            "age_s": None if at is None else max(0.0, now - at),
         }

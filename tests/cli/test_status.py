@@ -119,6 +119,36 @@ def test_what_the_backup_lacks(host: Host, told: Any) -> None:
     assert first <= stopped["backup"]["age_s"] < first + DEADLINE_S
 
 
+def test_the_age_counts_from_the_first_write_that_no_checkpoint_has(
+    host: Host, told: Any
+) -> None:
+    host.start_backup()
+    primary = host.open_primary()
+    primary.preresume(primary.postsuspend(), 30)  # the engine takes none from now on
+
+    def age() -> float:
+        return float(told("--side", "backup")["backup"]["age_s"])
+
+    wait_for("quiet", lambda: age() < 0.5)
+    primary.pwrite("root", b"x" * 4096, 0)
+    wait_for("its age", lambda: age() >= 0.8)
+    assert told("--side", "backup")["backup"]["open_bytes"] == 4096
+    primary.preresume(primary.postsuspend(), 30)
+    wait_for("quiet", lambda: age() < 0.5)
+    assert primary.status().open_bytes == 0
+
+
+def test_nothing_is_left_to_promote(host: Host, told: Any) -> None:
+    backup = a_lost_primary(host)
+    assert main(["promote", str(host.file)]) == 0
+    answer = told("--side", "backup", code=0)
+    assert answer["backup"]["state"] == "Promoted"
+    assert answer["backup"]["age_s"] is None
+    backup.kill()
+    backup.wait()
+    assert told("--side", "backup", code=4)["backup"]["age_s"] is None
+
+
 def test_one_refused_side_does_not_end_it(
     host: Host, told: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
