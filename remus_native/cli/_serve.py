@@ -29,8 +29,11 @@ from ..replica._nodes import ContinuedPrimary, keep_open
 from ..resource_file import ResourceFile
 from ..shared.log import as_standard_error, say
 from ..shared.progress import bytes_text, with_progress
+from ..watching._events import log_object
+from ..watching._statistics import FILES
 from ._fence import FenceFailed, FenceWatch
 from ._kept import Kept
+from ._notify import Notifier
 from ._process import (
     Watch,
     detach_dead_mount,
@@ -42,7 +45,6 @@ from ._process import (
     warn_without_tls,
 )
 from ._promote import checkpoint_object, promote_and_tell
-from ._statistics import FILES
 from ._verify import Verifier
 
 __all__ = ["Next", "backup_of", "serve", "serve_backup", "serve_primary"]
@@ -127,7 +129,9 @@ def _be_backup(
             ),
         )
         stack.callback(_close, backup, f"stopping the backup of {resource.name}")
-        role = _Backup(resource, backup, process)
+        notifier = Notifier(resource, "backup", backup.log)
+        role = _Backup(resource, backup, process, notifier)
+        stack.callback(lambda: notifier.close(goes_on=bool(role.switched)))
         server = stack.enter_context(role.control())
         warn_without_tls(resource)
         # Also when it is promoted: a primary is then told so.
@@ -193,8 +197,13 @@ class _Backup:
     """What a backup's process does when it is asked."""
 
     def __init__(
-        self, resource: ResourceFile, backup: Backup, process: Process
+        self,
+        resource: ResourceFile,
+        backup: Backup,
+        process: Process,
+        notifier: Notifier,
     ) -> None:
+        self._notifier = notifier
         self._resource = resource
         self._backup = backup
         self._signals = process.signals
@@ -208,7 +217,8 @@ class _Backup:
         return ControlServer(
             self._resource.backup.state,
             quick={
-                "status": lambda: dataclasses.asdict(backup.status()),
+                "status": self.watch.status,
+                "log": lambda **after: log_object(backup.log(**after)),
                 "checkpoints": lambda: [
                     checkpoint_object(cp) for cp in backup.checkpoints()
                 ],
@@ -251,6 +261,7 @@ class _Backup:
 
     def alive(self) -> bool:
         """False once it is the primary: somebody opened a disk for writing."""
+        self._notifier.look()
         if self._kept is not None:
             self._kept.look()
         if self.standby is not None and not self.standby.alive:
@@ -366,9 +377,16 @@ def _be_primary(
         stack.callback(fence.close)
         old = _OldAddress(resource, primary)
         stack.callback(old.close)
+        notifier = Notifier(resource, "primary", primary.log)
+        stack.callback(
+            lambda: notifier.close(
+                goes_on=bool(_is_the_backup_next(primary.status(), process))
+            )
+        )
 
         def alive() -> bool:
             status = primary.status()
+            notifier.look()
             for line in fence.look(status):
                 say(line)
             old.look()
@@ -446,7 +464,8 @@ def _control_primary(
     return ControlServer(
         resource.primary.state,
         quick={
-            "status": lambda: dataclasses.asdict(primary.status()),
+            "status": watch.status,
+            "log": lambda **after: log_object(primary.log(**after)),
             "resume": resume,
             "session_end": primary.session_end,
             "verify": verifier.start,
