@@ -297,7 +297,9 @@ int remus_backup_open_io(const struct remus_backup_config *config,
         remus_backup_close(b);
         return err;
     }
-    b->recovered = !b->read_only;
+    pthread_mutex_lock(&b->lock);
+    b->opened = 1;
+    remus_backup_unlock(b);
     *out = b;
     return 0;
 }
@@ -363,8 +365,8 @@ void remus_backup_close(remus_backup *b)
     remus_backup_net_stop(b);
     /* Nothing depends on this: recovery would do the same.  Of a backup that
      * did not recover nothing may be stored. */
-    if (b->recovered && !b->failed && b->authority.who != REMUS_DECIDES_OURS &&
-        remus_backup_apply(b) == 0)
+    if (b->opened && !b->read_only && !b->failed &&
+        b->authority.who != REMUS_DECIDES_OURS && remus_backup_apply(b) == 0)
         remus_backup_checkpoint(b);
     for (unsigned int i = 0; i < b->disk_count; i++)
         if (b->disks[i].file >= 0)
@@ -445,7 +447,10 @@ static void backup_reason(const remus_backup *b, struct remus_status *s)
                       ? "the primary sends what changed meanwhile; "
                         "until it is committed the last checkpoint "
                         "stays"
-                      : "the primary is copying its disks";
+                  : b->now.phase == REMUS_AT_COPYING
+                      ? "the primary is copying its disks"
+                      : "the copy is complete, but for the checkpoint that "
+                        "ends it";
             break;
         case REMUS_STATE_SPLIT_BRAIN:
             why = "both sides went on from one checkpoint: decide which one "

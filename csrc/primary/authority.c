@@ -15,13 +15,26 @@
 
 typedef unsigned long long ull;
 
-unsigned int remus_primary_authority_event(remus_primary *p,
-                                           enum remus_authority_event event,
-                                           int idle)
+/* lock held */
+static unsigned int step(remus_primary *p, enum remus_authority_event event,
+                         int idle)
 {
     unsigned int effects = remus_authority_step(&p->authority, event, idle);
     (void)REMUS_CHECK(!(effects & REMUS_DO_FORBIDDEN));
     atomic_store(&p->no_writes, remus_authority_fenced(p->authority));
+    return effects;
+}
+
+void remus_primary_authority_connected(remus_primary *p)
+{
+    (void)step(p, REMUS_EVENT_CONNECTED, 0);
+}
+
+unsigned int remus_primary_authority_event(remus_primary *p,
+                                           enum remus_authority_event event,
+                                           int idle)
+{
+    unsigned int effects = step(p, event, idle);
     remus_primary_shows(p);
     remus_primary_wake_parked(p);
     return effects;

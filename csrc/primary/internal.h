@@ -134,6 +134,10 @@ void remus_primary_take_generation(remus_primary *p);
 
 /* -EROFS, and why. */
 int remus_primary_fenced(remus_primary *p, const struct remus_pvolume *v);
+/* A connection begins.  The link's event, which follows before the lock is
+ * released, shows the state: in between it would be none that can follow.
+ * (lock held) */
+void remus_primary_authority_connected(remus_primary *p);
 /* An event of who may write (see steps.h); what there is to do (lock held). */
 unsigned int remus_primary_authority_event(remus_primary *p,
                                            enum remus_authority_event event,

@@ -185,7 +185,7 @@ void remus_primary_begin_connection(remus_primary *p, int fd, uint64_t id,
         .on_its_way_ns = now};
     p->fd = fd;
     p->idle_ns = now;
-    remus_primary_authority_event(p, REMUS_EVENT_CONNECTED, 0);
+    remus_primary_authority_connected(p);
 }
 
 static const struct {
