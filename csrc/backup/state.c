@@ -247,12 +247,13 @@ int remus_backup_public_state(const struct remus_backup_facts *f)
         return REMUS_STATE_PROMOTED;
     if (f->phase == REMUS_AT_COPYING || f->phase == REMUS_AT_CATCHING)
         return REMUS_STATE_CATCHING_UP;
-    int streams = f->connected && f->phase == REMUS_AT_STREAMING;
+    int streams = f->phase == REMUS_AT_STREAMING;
     /* A copy that is complete needs an epoch to become a checkpoint. */
     if (!f->consistent)
         return streams ? REMUS_STATE_CATCHING_UP : REMUS_STATE_INCONSISTENT;
     /* Connected, but nothing is sent yet: it may never be. */
-    return streams ? REMUS_STATE_PROTECTED : REMUS_STATE_STANDBY;
+    return f->connected && streams ? REMUS_STATE_PROTECTED
+                                   : REMUS_STATE_STANDBY;
 }
 
 int remus_backup_state(const remus_backup *b, int connected)
