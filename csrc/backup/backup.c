@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "link/config.h"
+#include "link/full.h"
 #include "base/error.h"
 #include "base/sized.h"
 #include "base/entry.h"
@@ -398,24 +399,6 @@ static int waits_for_commits(const remus_backup *b)
 }
 
 /* lock held */
-static void full_reason(const remus_backup *b, struct remus_status *s)
-{
-    typedef unsigned long long ull;
-    if (remus_backup_pin_holds(b))
-        snprintf(s->reason, sizeof s->reason,
-                 "the journal is full: checkpoint %llu is pinned by whoever "
-                 "holds its memory, and nothing newer is committed until the "
-                 "pin is released (newest committed %llu, newest here %llu)",
-                 (ull)b->pin, (ull)b->committed, (ull)b->prepared);
-    else
-        snprintf(s->reason, sizeof s->reason,
-                 "the journal is full of checkpoints that are not committed "
-                 "(newest committed %llu, newest here %llu): commit them, or "
-                 "promote",
-                 (ull)b->committed, (ull)b->prepared);
-}
-
-/* lock held */
 static void backup_reason(const remus_backup *b, struct remus_status *s)
 {
     const char *why = b->reason;
@@ -513,7 +496,12 @@ static void take_status(remus_backup *b, struct remus_status *s)
     s->journal_limit = b->journal.segments * b->journal.segment_bytes;
     backup_reason(b, s);
     if (waits_for_commits(b))
-        full_reason(b, s);
+        remus_full_text(s->reason, &(struct remus_full){
+                                       .role = REMUS_ROLE_BACKUP,
+                                       .pinned = remus_backup_pin_holds(b),
+                                       .pin = b->pin,
+                                       .committed = b->committed,
+                                       .newest = b->prepared});
     remus_text_clean(s->reason); /* it may have been cut */
     remus_backup_unlock(b);
 }
