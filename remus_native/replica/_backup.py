@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._binding import ffi, lib, sized, text
 from .._checks import boolean, encoded, every, integer
+from .._handle import Handle
 from .._values import (
     Ack,
     Checkpoint,
@@ -25,9 +26,6 @@ from .._values import (
 from ..errors import ConfigError, StateError, raise_for
 from ._config import BackupConfig, Config
 from ._side import Side
-
-if TYPE_CHECKING:
-    from ._nodes import Standby
 
 __all__ = ["Backup"]
 
@@ -106,7 +104,7 @@ class Backup(Side[BackupConfig]):
 
     def _opened(self, raw: Any) -> None:
         self.volumes = tuple(volume.name for volume in self.config.volumes)
-        self._standbys: list[Standby] = []
+        self._standbys: list[Handle] = []  # to close first
 
     def serve(
         self, address: str | None = None, *, tls: Tls | None = None, loss_ms: int = 0

@@ -8,10 +8,11 @@ import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._binding import ffi, lib, sized
 from .._checks import boolean, choice, encoded, every, integer, milliseconds
+from .._handle import Handle
 from .._values import (
     ON_LOSS,
     Ack,
@@ -39,9 +40,6 @@ from ..errors import (
 )
 from ._config import Config, PrimaryConfig
 from ._side import Side
-
-if TYPE_CHECKING:
-    from ._nodes import Export, Standby
 
 __all__ = ["Primary"]
 
@@ -173,7 +171,7 @@ class Primary(Side[PrimaryConfig]):
         self._names = {volume.name: i for i, volume in enumerate(volumes)}
         self._epoch = ffi.new("uint64_t *")  # postsuspend, under _epoch_lock
         self._epoch_lock = threading.Lock()
-        self._exports: list[Export | Standby] = []
+        self._exports: list[Handle] = []  # to close first
         self._groups: list[Any] = []  # sessions that drive it in C
         self.epochs = EpochStatistics.of(
             lib.remus_primary_epochs(raw), self, self._what
@@ -342,7 +340,7 @@ class Primary(Side[PrimaryConfig]):
         """
         from . import _async
 
-        await _async.wait_protected(self, timeout_s)
+        await _async.until(self, lambda: self.wait_protected(0), timeout_s)
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:
