@@ -96,7 +96,7 @@ static int was_primary(remus_backup *b, int there,
                           "%s says that a primary took this side over, but "
                           "its primary.state is missing: restore it, or "
                           "empty the state directory and let the other side "
-                          "copy its disks anew",
+                          "copy its disks again",
                           b->super_path);
     return err == -ENOENT ? 0 : err ? err : 1;
 }
@@ -153,7 +153,7 @@ static int check_disks(remus_backup *b)
                       "the volumes have %llu bytes together, and had %llu "
                       "when the last checkpoint was stored: restore what is "
                       "missing; only if it is lost, empty state and journal "
-                      "directory and let the primary copy the disks anew",
+                      "directory and let the primary copy the disks again",
                       (unsigned long long)total,
                       (unsigned long long)b->super.bytes);
 }
@@ -225,7 +225,7 @@ static int check_limits(const remus_backup *b, uint64_t total,
         "the journal was made with %llu segments of %llu bytes, "
         "configured are %llu of %llu: restore the limits, or "
         "empty state and journal directory and let the primary "
-        "copy the disks anew",
+        "copy the disks again",
         (unsigned long long)s->segments, (unsigned long long)s->segment_bytes,
         (unsigned long long)(total / segment), (unsigned long long)segment);
 }
@@ -405,8 +405,8 @@ static void backup_reason(const remus_backup *b, struct remus_status *s)
     char text[REMUS_REASON_MAX];
     if (b->failed) {
         snprintf(s->reason, sizeof s->reason,
-                 "%.190s: mend that and restart this backup: all that it "
-                 "acked is there",
+                 "%.180s: repair that and restart this backup: all that it "
+                 "acked is still there",
                  why);
         return;
     }

@@ -233,7 +233,7 @@ void remus_primary_set_apart(remus_primary *p, enum remus_plan plan,
          * never promised. */
         remus_fail(-EROFS,
                    "the backup was promoted to checkpoint %llu: nothing "
-                   "written here is kept any more; stop the guest here, and "
+                   "written here is kept; stop the guest here, and "
                    "start this side as the backup of the other one",
                    (ull)reply->held);
         decided(p, REMUS_EVENT_PROMOTED);
@@ -249,9 +249,9 @@ void remus_primary_set_apart(remus_primary *p, enum remus_plan plan,
     case REMUS_PLAN_SET_BACK:
         remus_fail(-EROFS,
                    "the backup holds checkpoint %llu, which this side never "
-                   "took: its state is an older copy, put back: promote the "
-                   "backup; or, to lose what that holds, stop it and empty "
-                   "its directories",
+                   "took: its state is an older copy that was restored: "
+                   "promote the backup; or, to lose what the backup holds, "
+                   "stop it and empty its directories",
                    (ull)reply->held);
         decided(p, REMUS_EVENT_SPLIT);
         return;
