@@ -194,6 +194,8 @@ struct remus_status {
                                    possible before the end of a catch-up */
     unsigned int sessions;    /* primary: open files of nodes that took part
                                    in a checkpoint */
+    uint64_t open_bytes;      /* written or zeroed since the newest barrier:
+                                   what no checkpoint has yet */
 };
 
 /* A checkpoint that a backup can be promoted to. */
