@@ -44,6 +44,7 @@ def test_a_promote_makes_a_primary_and_the_one_that_stepped_down_a_backup(
     backup = pair.open_backup()
     primary = pair.open_primary()
     checkpoint(primary)
+    primary.session_end()
     backup.promote()  # the primary is asked, and steps down
     assert roles(pair) == ("backup", "primary")
     primary.close()
@@ -66,7 +67,7 @@ def test_what_is_another_resources_is_refused(pair: Pair) -> None:
     pair.open_backup()
     pair.open_primary()
     for side in ("primary", "backup"):
-        with pytest.raises(RemusError, match=f"{side}.state"):
+        with pytest.raises(RemusError, match=rf"{side}\.state"):
             role_of("guest1", pair.folder / side)
 
 
@@ -74,5 +75,5 @@ def test_what_is_damaged_is_refused(pair: Pair) -> None:
     pair.open_backup().close()
     state = pair.folder / "backup" / "backup.state"
     state.write_bytes(bytes(byte ^ 1 for byte in state.read_bytes()))
-    with pytest.raises(RemusError, match="backup.state"):
+    with pytest.raises(RemusError, match=r"backup\.state"):
         role_of("guest0", state.parent)
