@@ -189,7 +189,8 @@ static void gather(struct remus_sendq *q)
     }
 }
 
-/* As remus_sendq_pump(); what comes while `pumping` is set is sent, too. */
+/* As remus_sendq_pump(); what comes while `pumping` is set is sent, too.
+ * (send_lock held) */
 static int send_ready(struct remus_sendq *q, struct remus_conn *conn)
 {
     uint64_t sent = atomic_load(&q->sent);
