@@ -206,8 +206,8 @@ REMUS_API int remus_standby_open(remus_backup *b, const char *mountpoint,
                                  const struct remus_node *nodes,
                                  int auto_promote, remus_export **out);
 /*
- * The same, `auto_promote` too, for a mount that outlives this process, as
- * remus_export_open_kept().  The process that goes on with it opens the side
+ * The same, `auto_promote` too, for a mount that outlives this process;
+ * `memory` and `device` are those of remus_keep_open().  The process that goes on with it opens the side
  * that this host is by then: a primary can go on with a standby's mount, and a
  * standby with a primary's.  Without a primary, writes to a file that the
  * primary's process left open fail with EROFS.  Blocks for the mount.
