@@ -120,6 +120,8 @@ struct remus_backup {
                                     the newest there is */
     unsigned char boot[REMUS_BOOT_ID]; /* constant; zero: not known */
     uint64_t pin;      /* lock: nothing newer is committed; 0: none */
+    int switching;     /* lock: the primary is asked, or was told, to switch
+                          roles, so often: nothing is pinned */
     uint64_t deciding; /* lock: a commit that is being stored, or all ones:
                           that what is here is given up; 0: neither */
     uint64_t stale_s;  /* constant: see remus_backup_config */

@@ -392,7 +392,8 @@ REMUS_API int remus_backup_commit(remus_backup *b, uint64_t epoch);
  * which lets go.  A journal that fills meanwhile makes its primary's guest go
  * on unprotected, and both say why.  No copy goes straight to the
  * disks meanwhile (allow_inconsistent).  Ends with the handle, or a promote.
- * Errors: -EINVAL it is not here, or a newer one is committed; -EROFS.
+ * Errors: -EINVAL it is not here, or a newer one is committed; -EBUSY both
+ * sides switch roles; -EROFS.
  */
 REMUS_API int remus_backup_pin(remus_backup *b, uint64_t epoch);
 
@@ -421,8 +422,8 @@ enum remus_ask {
  * if it never came, after remus_backup_serve(); at once if it ended on
  * purpose.
  * Returns 1: it stepped down, fenced for good (or a promote was begun before);
- * 0: no primary is connected, or it fell silent.  Errors: -EBUSY it refused;
- * -EINVAL unknown flags.
+ * 0: no primary is connected, or it fell silent.  Errors: -EBUSY it refused,
+ * or a checkpoint is pinned here and it is a switch; -EINVAL unknown flags.
  */
 REMUS_API int remus_backup_ask(remus_backup *b, int flags);
 

@@ -153,7 +153,7 @@ class Backup(Side[BackupConfig]):
         """Commit nothing newer than ``epoch`` until it is let go (None).
 
         For who holds its complete memory on this host.  Raises `StateError`:
-        it is not here, or a newer one is committed.
+        it is not here, a newer one is committed, or both sides switch roles.
         """
         with self._call() as raw:
             n = 0 if epoch is None else integer("epoch", epoch, 1 << 63)
@@ -168,8 +168,9 @@ class Backup(Side[BackupConfig]):
         it did, fenced for good; False: none is connected, or it fell silent.
         ``keep``: a checkpoint that is there will be named, so the primary
         takes no last one.  ``switch``: its status shall say ``switches``, for
-        it is to be the backup next.  Blocks until it answers or is lost.  Raises
-        `StateError` (EBUSY): it does not, and why.
+        it is to be the backup next; not while a checkpoint is pinned.  Blocks
+        until it answers or is lost.  Raises `StateError` (EBUSY): it does not,
+        and why.
         """
         with self._call() as raw:
             flags = lib.REMUS_ASK_KEEP if keep else 0

@@ -377,11 +377,13 @@ static void *pinner_main(void *arg)
         uint64_t pin = n > 0 ? cp[world_below((uint64_t)n)].epoch : 0;
         if (!pin || s->lets_go || remus_backup_pin(s->backup, pin))
             continue;
+        s->pinned = pin;
         world_say("checkpoint %llu is pinned", (unsigned long long)pin);
         if (!s->lets_go)
             pause_for(world_below(4 * (uint64_t)S));
         if (!s->lets_go)
             check_pin(s, pin);
+        s->pinned = 0;
         remus_backup_pin(s->backup, 0);
     }
     s->guests--;

@@ -276,16 +276,31 @@ void promote_instead(void)
 
 static void *unpin(void *arg)
 {
-    remus_backup_pin(((struct side *)arg)->backup, 0);
+    struct side *s = arg;
+    s->pinned = 0;
+    remus_backup_pin(s->backup, 0);
     return NULL;
 }
 
-/* Who holds a memory there lets go first: what the switch ends with could not
- * be committed, and an interrupted one would have the pinned one by default. */
 static void let_go(int host)
 {
     side[host].lets_go = 1;
     on_host(host, "unpin", unpin, &side[host]);
+}
+
+/* Refused while somebody there holds a memory: what the switch ends with could
+ * not be committed, and an interrupted one would have the pinned one by
+ * default. */
+static void ask_to_switch(struct promotion *p)
+{
+    uint64_t pinned = side[backup_host].pinned;
+    if (on_host(backup_host, "ask", ask, p))
+        p->error = -EINTR;
+    world_say("asked to step down: %d %s", p->error, p->text);
+    if (p->error == 1 && pinned && side[backup_host].pinned == pinned)
+        world_fail("contract 4: both sides switch roles, and checkpoint %llu "
+                   "is pinned",
+                   (ull)pinned);
 }
 
 void switch_roles(const struct step *s)
@@ -296,13 +311,14 @@ void switch_roles(const struct step *s)
         st.state != REMUS_STATE_PROTECTED)
         return;
     world_say("-- both sides switch roles");
-    let_go(backup_host);
     int old = primary_host, stopped = guest_stop(old);
     if (stopped && side_up(backup_host)) {
         asked = 1;
-        if (on_host(backup_host, "ask", ask, &p))
-            p.error = -EINTR;
-        world_say("asked to step down: %d %s", p.error, p.text);
+        ask_to_switch(&p);
+        if (p.error == -EBUSY && side_up(backup_host)) {
+            let_go(backup_host);
+            ask_to_switch(&p);
+        }
         if (p.error == 1 && carry_out(&p)) {
             if (side_up(old))
                 close_side(old);

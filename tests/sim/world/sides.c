@@ -140,6 +140,7 @@ static void revive(int host)
     world_revive(host);
     s->stop = 0;
     s->guests = s->lets_go = 0;
+    s->pinned = 0;
     s->life++;
     s->since = world_now();
     s->primary = NULL;

@@ -16,6 +16,7 @@ struct side {
     int stop;            /* its guest and its toolstack shall end */
     int guests;          /* threads of them */
     int lets_go;         /* nothing is pinned here any more */
+    uint64_t pinned;     /* this checkpoint is, for sure; 0: who knows */
     unsigned int life;   /* its process, counted */
     uint64_t since;      /* when that was started */
     unsigned int branch; /* whose its guest is; see oracle_branch() */
