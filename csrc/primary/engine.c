@@ -308,6 +308,15 @@ static int run_session(remus_primary *p, enum remus_plan plan,
     return good;
 }
 
+void remus_primary_engine_runs(remus_primary *p, int runs)
+{
+    remus_primary_lock(p);
+    p->engine_runs = runs;
+    for (unsigned int i = 0; !runs && i < p->volume_count; i++)
+        pthread_cond_signal(&p->volumes[i].queue_changed);
+    remus_primary_unlock(p);
+}
+
 void *remus_primary_engine_main(void *arg)
 {
     remus_primary *p = arg;
@@ -320,8 +329,10 @@ void *remus_primary_engine_main(void *arg)
             note_refusal(p, plan);
         else if (run_session(p, plan, &reply))
             next = pause = RETURN_MS;
-        if (remus_primary_sleep(p, next))
+        if (remus_primary_sleep(p, next)) {
+            remus_primary_engine_runs(p, 0);
             return NULL;
+        }
         /* Doubled each time, from connect_ms to 8 times it; but it must be
          * back before the backup counts it as lost. */
         uint32_t most = 8 * p->connect_ms;

@@ -336,6 +336,8 @@ void *remus_primary_watch_main(void *arg);
 int remus_primary_waits_for_commits(remus_primary *p, char *text);
 void *remus_primary_upkeep_main(void *arg);
 void *remus_primary_engine_main(void *arg);
+/* Its thread runs, or has ended: the volumes' threads end after it. */
+void remus_primary_engine_runs(remus_primary *p, int runs);
 
 /* ---- take_over.c ------------------------------------------------------ */
 

@@ -247,6 +247,33 @@ static int open_disks(remus_primary *p, const struct remus_primary_config *c)
     return err ? err : open_map(p, c);
 }
 
+static int start(pthread_t *thread, void *(*routine)(void *), void *arg)
+{
+    int err = pthread_create(thread, NULL, routine, arg);
+    return err ? remus_fail(-err, "start a thread: %s", remus_errno_text(err))
+               : 0;
+}
+
+static int start_volumes(remus_primary *p)
+{
+    for (unsigned int i = 0; i < p->volume_count; i++) {
+        struct remus_pvolume *v = &p->volumes[i];
+        remus_primary_lock(p);
+        p->volume_threads++;
+        remus_primary_unlock(p);
+        int err = start(&v->thread, remus_primary_volume_main, v);
+        if (err) {
+            remus_primary_lock(p);
+            p->volume_threads--;
+            remus_primary_unlock(p);
+            return err;
+        }
+        v->runs = 1;
+    }
+    return 0;
+}
+
+/* The engine brings requests: after those that carry them out. */
 static int start_threads(remus_primary *p)
 {
     struct {
@@ -259,27 +286,18 @@ static int start_threads(remus_primary *p)
                      {&p->watch, remus_primary_watch_main},
                      {&p->upkeep, remus_primary_upkeep_main}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        int err = pthread_create(all[i].thread, NULL, all[i].main, p);
+        int is_engine = all[i].thread == &p->engine;
+        int err = is_engine ? start_volumes(p) : 0;
         if (err)
-            return remus_fail(-err, "start a thread: %s",
-                              remus_errno_text(err));
+            return err;
+        if (is_engine)
+            remus_primary_engine_runs(p, 1);
+        err = start(all[i].thread, all[i].main, p);
+        if (err && is_engine)
+            remus_primary_engine_runs(p, 0);
+        if (err)
+            return err;
         p->threads++;
-    }
-    for (unsigned int i = 0; i < p->volume_count; i++) {
-        struct remus_pvolume *v = &p->volumes[i];
-        remus_primary_lock(p);
-        p->volume_threads++;
-        remus_primary_unlock(p);
-        int err =
-            pthread_create(&v->thread, NULL, remus_primary_volume_main, v);
-        if (err) {
-            remus_primary_lock(p);
-            p->volume_threads--;
-            remus_primary_unlock(p);
-            return remus_fail(-err, "start a thread: %s",
-                              remus_errno_text(err));
-        }
-        v->runs = 1;
     }
     return 0;
 }

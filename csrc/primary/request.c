@@ -192,7 +192,7 @@ void *remus_primary_volume_main(void *arg)
     struct remus_pvolume *v = arg;
     remus_primary *p = v->primary;
     remus_primary_lock(p);
-    while (!remus_stopping(p) || v->queue) {
+    while (!remus_stopping(p) || p->engine_runs || v->queue) {
         if (!v->queue_wake) {
             (void)remus_primary_wait(p, &v->queue_changed, REMUS_NEVER);
             continue;

@@ -268,6 +268,8 @@ struct remus_primary {
     pthread_t sender, receiver, resumer, engine, watch, upkeep;
     int threads;                 /* open/close only: how many of these run */
     unsigned int volume_threads; /* lock: how many of the volumes' run */
+    int engine_runs; /* lock: the engine does: it brings requests, so who
+                        carries them out ends after it */
 
     pthread_mutex_t state_lock;
     unsigned char greeted[REMUS_ID_BYTES]; /* engine thread: generation in

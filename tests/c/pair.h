@@ -82,8 +82,8 @@ static inline void pair_make(struct pair *t, uint64_t size_a, uint64_t size_b)
     }
 }
 
-/* The primary, open and Protected; `io` NULL: the system's. */
-static inline void pair_open_primary(struct pair *t, remus_io *io)
+/* The primary, open; `io` NULL: the system's. */
+static inline void pair_start_primary(struct pair *t, remus_io *io)
 {
     struct remus_volume v[PAIR_VOLUMES];
     pair_volumes(t, 0, v);
@@ -98,6 +98,12 @@ static inline void pair_open_primary(struct pair *t, remus_io *io)
                                             .idle_ms = 3600000,
                                             .queue_bytes = 4u << 20};
     CHECK(remus_primary_open_io(&pc, io ? io : remus_io_system(), &t->p));
+}
+
+/* ... and Protected. */
+static inline void pair_open_primary(struct pair *t, remus_io *io)
+{
+    pair_start_primary(t, io);
     CHECK(remus_primary_wait_protected(t->p, 20000));
 }
 

@@ -143,6 +143,52 @@ def test_suspended(world: World, tools: Tools, more: str, says: str) -> None:
     assert says in verdict.says
 
 
+PROC_DRBD = (
+    "version: 8.3.11 (api:88/proto:86-96)\n"
+    " 0: cs:Connected ro:Primary/Secondary ds:UpToDate/UpToDate D {0}-----\n"
+    "    ns:0 nr:0 dw:0 dr:0 al:0 bm:0 lo:0 pe:0 ua:0 ap:0 ep:1 wo:b oos:0\n"
+    " 1: cs:Connected ro:Primary/Secondary ds:UpToDate/UpToDate D {1}-----\n"
+    "    ns:0 nr:0 dw:0 dr:0 al:0 bm:0 lo:0 pe:0 ua:0 ap:0 ep:1 wo:b oos:0\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"), [("rs", NOT_READY), ("sr", READY), ("rr", READY)]
+)
+def test_suspended_8_3(tools: Tools, flags: str, code: int) -> None:
+    """Of 8.3 only /proc/drbd tells it; another minor's flag does not count."""
+    tools.update(Fork83().replies(State()))
+    tools.script(
+        "cat",
+        'case "${1-}" in /proc/drbd) ;; *) exec /bin/cat "$@" ;; esac\n'
+        f"/bin/cat <<'EOF'\n{PROC_DRBD.format(*flags)}EOF\n",
+    )
+    verdict = probe("/dev/drbd1", tools)
+    assert verdict.code == code, verdict.says
+    assert ("suspended" in verdict.says) is (code == NOT_READY)
+
+
+@in_every_world
+@pytest.mark.parametrize("fails", [Reply(code=20), Reply("")])
+def test_disks_that_nobody_tells(world: World, tools: Tools, fails: Reply) -> None:
+    tools.update(world.replies(State()))
+    tools.replies["drbdadm dstate r0"] = fails
+    if "drbdsetup status r0" in tools.replies:
+        tools["drbdsetup status r0"] = Reply(code=20)
+    verdict = probe(world.device, tools)
+    assert verdict.code == UNKNOWN, verdict.says
+    assert "cannot tell the disks" in verdict.says
+
+
+def test_a_role_that_nobody_tells(tools: Tools) -> None:
+    """DRBD 9 says with `role` what this side is, and no more."""
+    tools.update(Utils9().replies(State(peer="Primary")))
+    tools["drbdsetup status r0"] = Reply(code=20)
+    verdict = probe("/dev/drbd0", tools)
+    assert verdict.code == UNKNOWN, verdict.says
+    assert "role" in verdict.says
+
+
 @in_every_world
 def test_not_up(world: World, tools: Tools) -> None:
     tools.update(world.replies(State()))

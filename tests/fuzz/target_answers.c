@@ -52,10 +52,15 @@ static void end(void)
 
 /* ---- one conversation ------------------------------------------------------- */
 
+/* libFuzzer's alarm interrupts it every so many seconds; then anew. */
 static int wait_for(int fd, int ms)
 {
     struct pollfd p = {.fd = fd, .events = POLLIN};
-    return poll(&p, 1, ms) > 0;
+    int n;
+    do {
+        n = poll(&p, 1, ms);
+    } while (n < 0 && errno == EINTR);
+    return n > 0;
 }
 
 /* Read the hello: its session and its generation. */
