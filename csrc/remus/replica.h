@@ -390,10 +390,9 @@ REMUS_API int remus_backup_commit(remus_backup *b, uint64_t epoch);
  * Who holds the complete memory of checkpoint `epoch` on this host pins it:
  * nothing newer is committed, by anybody, until another one is pinned, or 0,
  * which lets go.  A journal that fills meanwhile makes its primary's guest go
- * on unprotected, and both say why.  No copy goes straight to the
- * disks meanwhile (allow_inconsistent).  Ends with the handle, or a promote.
- * Errors: -EINVAL it is not here, or a newer one is committed; -EBUSY both
- * sides switch roles; -EROFS.
+ * on unprotected, and both say why.  No copy goes straight to the disks then
+ * (allow_inconsistent).  Ends with the handle, or a promote.  Errors: -EINVAL
+ * it is not here, or a newer one is committed; -EBUSY a switch; -EROFS.
  */
 REMUS_API int remus_backup_pin(remus_backup *b, uint64_t epoch);
 
