@@ -43,6 +43,7 @@ from . import _run as run
 from . import _statistics
 from ._arguments import EXIT_CODES
 from ._arguments import parser as _parser
+from ._doctor import check, doctor
 from ._keeper import keep
 from ._kept import Kept
 from ._promote import (
@@ -84,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_command(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
+        if getattr(arguments, "check", False):
+            return check(arguments)
         return COMMANDS[arguments.command](arguments)
     except ResourceFileError as error:
         for problem in error.problems:
@@ -449,6 +452,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "restart": _restart,
     "run": _run,
     "status": _status,
+    "doctor": doctor,
     "promote": _promote,
     "commit": _commit,
     "verify": _verify,

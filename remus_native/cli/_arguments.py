@@ -7,6 +7,7 @@ import argparse
 import re
 from typing import Any, NoReturn
 
+from .. import doctor
 from .._text import shortened
 from .._version import __version__
 from ..resource_file import parse_duration_ms, parse_size
@@ -16,7 +17,7 @@ __all__ = ["EXIT_CODES", "parser"]
 EXIT_CODES = """\
 exit codes:
   0    done; backup, primary and run also when a signal ended them
-  1    the operation failed
+  1    the operation failed; doctor: there is an error
   2    usage, or the resource file is wrong
   3    not protected: the backup is lost, or the state is not a good one
   4    the process to talk to does not run, or cannot be reached
@@ -102,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
         _add_restart,
         _add_run,
         _add_status,
+        _add_doctor,
         _add_promote,
         _add_commit,
         _add_verify,
@@ -137,6 +139,12 @@ def _add(
             action="store_true",
             help="the two sides of the file have exchanged their roles",
         )
+        if name != "doctor":
+            parser.add_argument(
+                "--check",
+                action="store_true",
+                help="do nothing but what doctor does for this side",
+            )
     return parser
 
 
@@ -247,6 +255,37 @@ def _add_status(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.add_argument(
         "--side", choices=("primary", "backup"), help="ask this side only"
+    )
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "doctor",
+        "say what would not work on this host, or not well",
+        "Look at key, ports, clock, sizes, free space, the journal's sync, fence\n"
+        "command, hardening, kernel and mount point, before the first start or when\n"
+        "something is wrong. Changes nothing. Warnings leave the exit code 0; an\n"
+        "error makes it 1.",
+        "remus-native doctor --json guest0.toml",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.add_argument(
+        "--side",
+        choices=("primary", "backup"),
+        help="look at this side only (default: what this host has)",
+    )
+    parser.add_argument(
+        "--only",
+        choices=doctor.NAMES,
+        metavar="NAME",
+        help=f"this check only: {', '.join(doctor.NAMES)}",
+    )
+    parser.add_argument(
+        "--run-fence",
+        action="store_true",
+        help="run the fence command with REMUS_REASON=check: only if yours then "
+        "does nothing but look",
     )
 
 

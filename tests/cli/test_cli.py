@@ -11,7 +11,7 @@ import pytest
 from remus_native.cli import main
 
 COMMANDS = (
-    "backup", "primary", "run", "status", "promote", "commit", "verify",
+    "backup", "primary", "run", "status", "doctor", "promote", "commit", "verify",
     "swap", "resume", "demo",
 )  # fmt: skip
 

@@ -27,8 +27,9 @@ BELOW = {
     "resource_file": ("", "replica", "resource_file"),
     "control": ("", "replica", "resource_file", "control"),
     "shared": (*LIBRARY, "shared"),
+    "doctor": (*LIBRARY, "shared", "doctor"),
     "demo": (*LIBRARY, "shared", "demo"),
-    "cli": (*LIBRARY, "shared", "demo", "cli"),
+    "cli": (*LIBRARY, "shared", "doctor", "demo", "cli"),
 }
 #: `python -m remus_native` is the command.
 EXTRA = {"__main__.py": ("cli",)}
