@@ -138,8 +138,10 @@ static void check_result(const struct promotion *p)
     if (p->by == REMUS_PROMOTE_EPOCH && p->promoted != p->epoch)
         world_fail("contract 4: a promote to %llu went to %llu", (ull)p->epoch,
                    (ull)p->promoted);
-    if (p->by == REMUS_PROMOTE_DEFAULT && !p->interrupted)
+    if (p->by == REMUS_PROMOTE_DEFAULT && !p->interrupted) {
         check_default(p->promoted);
+        check_output(p->promoted);
+    }
     check_stale(p);
     check_promoted(backup_host, p->promoted, p->last);
 }

@@ -139,7 +139,7 @@ static void revive(int host)
     struct side *s = &side[host];
     world_revive(host);
     s->stop = 0;
-    s->guests = s->lets_go = 0;
+    s->guests = s->lets_go = s->suspended = s->writing = 0;
     s->pinned = 0;
     s->life++;
     s->since = world_now();

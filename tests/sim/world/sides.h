@@ -15,6 +15,8 @@ struct side {
     remus_backup *backup;
     int stop;            /* its guest and its toolstack shall end */
     int guests;          /* threads of them */
+    int suspended;       /* its writers of shared.h stand still, ... */
+    int writing;         /* ... but for so many that have not heard of it */
     int lets_go;         /* nothing is pinned here any more */
     uint64_t pinned;     /* this checkpoint is, for sure; 0: who knows */
     unsigned int life;   /* its process, counted */
