@@ -69,6 +69,7 @@ static void make_reach(struct program *p)
                      : 0;
     if (p->toolstack == TOOLSTACK_API && chance(4))
         p->toolstack = TOOLSTACK_GROUP;
+    p->former = chance(2);
 }
 
 static void make_plain(struct program *p, unsigned int plain)
@@ -190,7 +191,7 @@ void program_print(void)
     const struct program *p = &program;
     char text[200];
     printf("program: %u volumes, %u segments, ack %s, commit by %s, %s%s%s%s, "
-           "on loss %s%s%s%s%s%s\n",
+           "on loss %s%s%s%s%s%s%s\n",
            p->volumes, p->segments,
            p->ack == REMUS_ACK_MEMORY ? "memory" : "durable",
            p->commit_by == REMUS_COMMIT_BY_BACKUP ? "backup" : "primary",
@@ -201,7 +202,8 @@ void program_print(void)
            p->ask_alone ? ", asks before it goes on alone" : "",
            p->tags ? ", tags" : "", p->pins ? ", pins" : "",
            p->inconsistent ? ", allow_inconsistent" : "",
-           p->writers ? ", several writers" : "");
+           p->writers ? ", several writers" : "",
+           p->former ? ", answers at old addresses" : "");
     for (unsigned int i = 0; i < p->steps; i++)
         if (p->step[i].kind != STEP_KINDS)
             printf("  step %u: %s\n", i,

@@ -65,6 +65,7 @@ struct program {
     int tags;         /* checkpoints have them */
     int pins;         /* who has the memory on the backup pins it */
     int inconsistent; /* allow_inconsistent */
+    int former;       /* a promoted side answers at its old address */
     int writers;      /* so many beside the first, of shared.h's sectors */
     unsigned int steps;
     struct step step[PROGRAM_STEPS];

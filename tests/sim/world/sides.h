@@ -13,6 +13,8 @@ struct side {
     remus_sim *sim;
     remus_primary *primary; /* what runs: one of these, or neither */
     remus_backup *backup;
+    remus_former
+        *former;         /* beside a primary, where its backup's address was */
     int stop;            /* its guest and its toolstack shall end */
     int guests;          /* threads of them */
     int suspended;       /* its writers of shared.h stand still, ... */
