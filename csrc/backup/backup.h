@@ -170,6 +170,9 @@ struct remus_backup {
 int remus_backup_open_io(const struct remus_backup_config *config,
                          remus_io *io, remus_backup **out);
 void remus_backup_free(remus_backup *b); /* memory only */
+/* former.c */
+int remus_former_open_io(const struct remus_former_config *config,
+                         remus_io *io, remus_former **out);
 /* backup_recover.c: list what the journal holds (before any thread). */
 int remus_backup_recover(remus_backup *b);
 

@@ -2,7 +2,10 @@
 /* The contract; see checks.h. */
 #include "checks.h"
 
+#include <string.h>
+
 #include "oracle.h"
+#include "shared.h"
 #include "sched.h"
 #include "sides.h"
 
@@ -77,6 +80,16 @@ static void read_disks(int host, unsigned char **disks)
     }
 }
 
+/* Of what several wrote at once both sides have the same. */
+static const char *check_same_sectors(int host, const unsigned char *disk)
+{
+    static unsigned char others[SHARED_BYTES];
+    remus_sim_read(side[!host].sim, volume_paths[0], others, SHARED_BYTES, 0);
+    return memcmp(others, disk, SHARED_BYTES)
+               ? "of overlapping writes each side has another one last"
+               : NULL;
+}
+
 void check_promoted(int host, uint64_t n, int last)
 {
     unsigned char *disks[ORACLE_VOLUMES];
@@ -85,6 +98,8 @@ void check_promoted(int host, uint64_t n, int last)
     if (why)
         world_fail("contract 4: promoted to %llu: %s", (ull)n, why);
     why = last ? oracle_check_last(disks) : NULL;
+    if (last && !why && program.writers)
+        why = check_same_sectors(host, disks[0]);
     if (why)
         world_fail("roles were switched, with checkpoint %llu: %s", (ull)n,
                    why);
@@ -98,6 +113,14 @@ void check_default(uint64_t n)
                    why);
 }
 
+void check_output(uint64_t n)
+{
+    if (n < oracle_newest_sent())
+        world_fail("contract 11: output of checkpoint %llu was sent, and the "
+                   "failover goes to %llu",
+                   (ull)oracle_newest_sent(), (ull)n);
+}
+
 void check_look(int host)
 {
     unsigned char *disks[ORACLE_VOLUMES];
@@ -105,4 +128,8 @@ void check_look(int host)
     for (unsigned int v = 0; v < program.volumes; v++)
         oracle_found(v, disks[v]);
     oracle_found_all();
+    if (!program.writers)
+        return;
+    shared_writers_gone();
+    shared_found(0, SHARED_SECTORS, disks[0]);
 }

@@ -138,8 +138,10 @@ static void check_result(const struct promotion *p)
     if (p->by == REMUS_PROMOTE_EPOCH && p->promoted != p->epoch)
         world_fail("contract 4: a promote to %llu went to %llu", (ull)p->epoch,
                    (ull)p->promoted);
-    if (p->by == REMUS_PROMOTE_DEFAULT && !p->interrupted)
+    if (p->by == REMUS_PROMOTE_DEFAULT && !p->interrupted) {
         check_default(p->promoted);
+        check_output(p->promoted);
+    }
     check_stale(p);
     check_promoted(backup_host, p->promoted, p->last);
 }
@@ -230,6 +232,50 @@ static int carry_out(struct promotion *p)
     return 0;
 }
 
+/* ---- who was failed away from --------------------------------------------------------- */
+
+static void *look_for_news(void *arg)
+{
+    char text[160];
+    *(int *)arg =
+        remus_former_news(side[primary_host].former, text, sizeof text);
+    return NULL;
+}
+
+/* It looks for its backup at the old address, and hears what became of it. */
+static void must_be_told(void)
+{
+    struct remus_status st = {0};
+    int old = backup_host, news = REMUS_FORMER_NOBODY;
+    for (int i = 0; i < 60; i++) {
+        if (!side_up(primary_host) || !side[primary_host].former ||
+            !side_up(old) || primary_status(old, &st))
+            return;
+        if (st.state == REMUS_STATE_FENCED ||
+            st.state == REMUS_STATE_SPLIT_BRAIN) {
+            on_host(primary_host, "news", look_for_news, &news);
+            world_say("-- host %d was told: %s (%d)", old,
+                      remus_state_name(st.state), news);
+            return;
+        }
+        pause_for((uint64_t)S);
+    }
+    world_fail("contract 9: a primary that was failed away from is not told: "
+               "%s: %s",
+               remus_state_name(st.state), st.reason);
+}
+
+/* The operator starts it as what it was, by mistake. */
+static void start_old_primary(const struct step *s)
+{
+    if (!program.former || s->b / 16 % 3 || !side_up(primary_host))
+        return;
+    world_say("-- by mistake");
+    mend();
+    if (!start_primary(backup_host))
+        must_be_told();
+}
+
 /* ---- the steps ------------------------------------------------------------------------ */
 
 void note_jump(void)
@@ -249,8 +295,10 @@ void fail_over(const struct step *s)
     world_net_cut(1, 0);
     if (s->a % 8 == 7)
         pause_for(100 * (uint64_t)S);
-    if (carry_out(&p))
+    if (carry_out(&p)) {
         restart(primary_host);
+        start_old_primary(s);
+    }
     died_at = 0;
 }
 
@@ -260,8 +308,13 @@ void promote_by_force(const struct step *s)
     if (!side_up(backup_host) || !side_up(primary_host))
         return;
     world_say("-- the backup is promoted by force");
-    if (carry_out(&p))
-        restart(primary_host);
+    if (!carry_out(&p))
+        return;
+    restart(primary_host);
+    if (!program.former || s->b / 4 % 2)
+        return;
+    mend();
+    must_be_told();
 }
 
 void promote_instead(void)
