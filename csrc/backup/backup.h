@@ -316,12 +316,10 @@ int remus_backup_check_range(const remus_backup *b,
 /* backup_apply.c; all take apply_lock themselves */
 int remus_backup_apply(remus_backup *b);
 int remus_backup_checkpoint(remus_backup *b);
-/* keep: the disks count, and every closed epoch is moved into them first. */
-/* Take over the lineage of the session, durably: from here on its epochs
- * come.  FOREIGN disks are the backup's then. */
-int remus_backup_adopt(remus_backup *b);
-/* The same, and a log is begun; then records of `epoch` may come. */
+/* Take over the lineage of the session, durably, and begin a log: from here
+ * on its epochs come, `epoch` first.  FOREIGN disks are the backup's then. */
 int remus_backup_accept(remus_backup *b, uint64_t epoch);
+/* keep: the disks count, and every closed epoch is moved into them first. */
 int remus_backup_copy_begin(remus_backup *b, int keep);
 int remus_backup_copy_data(remus_backup *b, const struct remus_record *r,
                            const unsigned char *payload);

@@ -109,7 +109,7 @@ static int write_shared(struct side *s, unsigned char *data)
     int err = remus_primary_pwrite(s->primary, 0, data, len, offset);
     if (!counted || !counts(s))
         return err;
-    shared_answered(write);
+    shared_answered(first, count, write);
     if (err) {
         world_say("a write of shared sectors failed: %d", err);
         remus_sim_read(s->sim, volume_paths[0], data, len, offset);

@@ -61,16 +61,17 @@ uint64_t shared_write(unsigned int first, unsigned int count, const void *data)
     return writes;
 }
 
-void shared_answered(uint64_t write)
+void shared_answered(unsigned int first, unsigned int count, uint64_t write)
 {
     uint64_t state = oracle_tick();
-    for (unsigned int n = 0; n < SHARED_SECTORS; n++)
-        for (size_t i = sectors[n].count; i-- > 0;)
-            if (sectors[n].entries[i].write == write) {
-                if (sectors[n].entries[i].answered == NEVER)
-                    sectors[n].entries[i].answered = state;
-                break;
-            }
+    for (unsigned int n = first; n < first + count; n++) {
+        struct sector *s = &sectors[n];
+        size_t i = s->count;
+        while (i && s->entries[i - 1].write != write)
+            i--;
+        if (i && s->entries[i - 1].answered == NEVER)
+            s->entries[i - 1].answered = state;
+    }
 }
 
 void shared_writers_gone(void)

@@ -21,8 +21,8 @@ void shared_begin(void);
 /* Sectors [first, first + count) are being written: the write's number. */
 uint64_t shared_write(unsigned int first, unsigned int count,
                       const void *data);
-/* It was answered. */
-void shared_answered(uint64_t write);
+/* That write was answered. */
+void shared_answered(unsigned int first, unsigned int count, uint64_t write);
 /* Whoever wrote is gone: what was not answered is over. */
 void shared_writers_gone(void);
 /* These sectors were found to hold this. */
