@@ -57,9 +57,7 @@ def test_a_floor_below_its_minimum():
     assert covered.too_low("all", {"base": counts(75)}, least) == [
         "base: all: 75.0 % of the lines, and not 80.0"
     ]
-    assert covered.too_low("all", {"link": counts(99)}, []) == [
-        "link: all: no minimum"
-    ]
+    assert covered.too_low("all", {"link": counts(99)}, []) == ["link: all: no minimum"]
 
 
 def test_a_line_counts_once_and_each_branch_by_itself():
