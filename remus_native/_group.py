@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import _thread
 import errno
-import os
 import queue
 import sys
 import threading
@@ -258,7 +257,7 @@ class DeviceGroup(Handle):
         self.stop()
 
     def __del__(self) -> None:
-        if self.raw is None or self._pid != os.getpid():
+        if self.raw is None or self._inherited():
             return
         if self._stopped:
             lib.remus_group_close(self.raw)

@@ -19,13 +19,49 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, NoReturn
 
 from .errors import ArgumentTypeError, StateError
 
 __all__ = ["Handle"]
+
+
+class _Forks:
+    """How often this process was forked off, since it had its first handle.
+
+    Asked before every call, it costs nothing; ``os.getpid`` is a system call.
+    """
+
+    count = 0
+    counting = False
+
+    @classmethod
+    def counted(cls) -> int:
+        """The count, which is kept from here on."""
+        if not cls.counting:  # twice, by two threads at once, does no harm
+            os.register_at_fork(after_in_child=cls._forked)
+            cls.counting = True
+        return cls.count
+
+    @classmethod
+    def _forked(cls) -> None:
+        cls.count += 1
+
+
+class _Call:
+    """One call: ``with`` gives the raw handle, which stays open meanwhile."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    def __enter__(self) -> Any:
+        return self._handle._enter()
+
+    def __exit__(self, *exc: object) -> None:
+        self._handle._leave()
 
 
 class Handle:
@@ -35,51 +71,51 @@ class Handle:
     _raw: Any = None
 
     def __init__(self) -> None:
-        self._cond = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._unused = threading.Condition(self._lock)
         self._calls = 0
-        self._pid = os.getpid()
+        self._forks = _Forks.counted()
 
     def _enter(self) -> Any:
         # Before the lock: a thread that is not here may have held it.
-        if self._pid != os.getpid():
+        if self._forks != _Forks.count:
             raise StateError(
                 f"{self._what}: this process is a fork of the one that opened it, "
                 "where it goes on: open one here",
                 errno=errno.ECHILD,
             )
-        with self._cond:
+        with self._lock:
             if self._raw is None:
                 raise StateError(f"{self._what} is closed", errno=errno.EBADF)
             self._calls += 1
             return self._raw
 
     def _leave(self) -> None:
-        with self._cond:
+        with self._lock:
             self._calls -= 1
-            if not self._calls:
-                self._cond.notify_all()
+            if self._raw is None and not self._calls:  # else nobody waits for it
+                self._unused.notify_all()
 
-    @contextmanager
-    def _call(self) -> Iterator[Any]:
-        raw = self._enter()
-        try:
-            yield raw
-        finally:
-            self._leave()
+    def _call(self) -> AbstractContextManager[Any]:
+        return _Call(self)
 
     def _take(self) -> Any:
         """The raw handle for the one who closes it; None if there is none."""
         if self._foreign():
             return None
-        with self._cond:
+        with self._lock:
             raw, self._raw = self._raw, None
             while self._calls:
-                self._cond.wait()
+                self._unused.wait()
             return raw
+
+    def _inherited(self) -> bool:
+        """Was this process forked off since?"""
+        return self._forks != _Forks.count
 
     def _foreign(self) -> bool:
         """Is it another process's?  Then it is left alone, and closed here."""
-        if self._pid == os.getpid():
+        if not self._inherited():
             return False
         self._raw = None
         return True
@@ -94,7 +130,7 @@ class Handle:
         return self._raw is None
 
     def __del__(self) -> None:
-        if self._raw is None or self._pid != os.getpid():
+        if self._raw is None or self._inherited():
             return
         warnings.warn(
             f"{self._what} was not closed", ResourceWarning, stacklevel=2, source=self

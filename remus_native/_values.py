@@ -120,6 +120,7 @@ class Status:
     security: str
     ready: bool
     sessions: int
+    open_bytes: int
 
     def __str__(self) -> str:
         return f"{self.role} of {self.resource}: {self.state}: {self.reason}"

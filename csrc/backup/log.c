@@ -238,6 +238,7 @@ static int record_locked(remus_backup *b,
     b->stats.records++;
     if (!barrier) {
         uint64_t n = r->type == REMUS_REC_WRITE ? r->length : r->range;
+        b->stats.open_bytes += n;
         if (r->flags & REMUS_REC_CATCH_UP)
             b->stats.resync_done += n;
         else if (r->type == REMUS_REC_WRITE)
@@ -247,6 +248,7 @@ static int record_locked(remus_backup *b,
         return remus_epoch_index(b, b->open, r, pos);
     }
     b->stats.epochs++;
+    b->stats.open_bytes = 0;
     remus_backup_heard(b);
     b->now.expect_epoch = r->epoch + 1;
     return remus_epoch_close(b, r, payload);

@@ -182,6 +182,7 @@ int remus_status_format(const struct remus_status *status, int json, char *buf,
     put_string(&o, "security", s->security);
     put_number(&o, "ready", (uint64_t)s->ready);
     put_number(&o, "sessions", s->sessions);
+    put_number(&o, "open_bytes", s->open_bytes);
     if (json)
         put(&o, "\n}\n");
     if (o.used >= cap)

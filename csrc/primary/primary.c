@@ -86,6 +86,7 @@ static void take_status(remus_primary *p, struct remus_status *s)
     s->switches = p->switches;
     s->ready = remus_primary_may_barrier(p);
     s->sessions = p->node_users;
+    s->open_bytes = p->c.bytes;
     s->asks_alone = remus_primary_asks_alone(p);
     s->parked_writes = p->parked_room;
     for (unsigned int i = 0; i < p->volume_count; i++)

@@ -192,6 +192,8 @@ struct remus_status {
                                    before the end of a catch-up, too */
     unsigned int sessions;    /* primary: open files of nodes that took part
                                    in a checkpoint */
+    uint64_t open_bytes;      /* written or zeroed since the newest barrier:
+                                   what no checkpoint has yet */
 };
 
 /* A checkpoint that a backup can be promoted to. */

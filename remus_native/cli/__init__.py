@@ -29,23 +29,22 @@ from ..errors import (
     RemusError,
     ReplicationLost,
 )
-from ..replica import Backup, State
+from ..replica import Backup
 from ..resource_file import (
     ResourceFile,
     ResourceFileError,
-    Side,
     load,
 )
 from ..resource_file._disks import has_state
 from ..shared.log import open_standard_descriptors, say, silence
 from ..shared.progress import bytes_text, seconds_text, with_progress
 from . import _run as run
-from . import _statistics
 from ._arguments import EXIT_CODES
 from ._arguments import parser as _parser
 from ._doctor import check, doctor
 from ._keeper import keep
 from ._kept import Kept
+from ._metrics import metrics
 from ._promote import (
     checkpoint_object,
     force_costs,
@@ -53,12 +52,11 @@ from ._promote import (
     promote_and_tell,
 )
 from ._serve import backup_of, serve_backup, serve_primary
-from ._status import status_text
+from ._show import events, status
 from ._verify import verify
 
 __all__ = ["EXIT_CODES", "main"]
 
-STATUS_S = 3.0  # a process that lives answers status at once
 OK, FAILED, USAGE, UNPROTECTED, NOT_RUNNING, DIFFERENT, INTERRUPTED = (
     0,
     1,
@@ -68,11 +66,6 @@ OK, FAILED, USAGE, UNPROTECTED, NOT_RUNNING, DIFFERENT, INTERRUPTED = (
     5,
     130,
 )
-
-GOOD_STATES = {
-    "primary": {State.PROTECTED},
-    "backup": {State.PROTECTED, State.STANDBY, State.PROMOTED},
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -183,96 +176,6 @@ def _demo(arguments: argparse.Namespace) -> int:
     return demo.main(arguments)
 
 
-# ---- status ----------------------------------------------------------------------
-
-
-def _status(arguments: argparse.Namespace) -> int:
-    resource = _load(arguments)
-    sides: list[Side] = [arguments.side] if arguments.side else ["primary", "backup"]
-    answers: dict[Side, dict[str, Any] | None] = dict.fromkeys(sides)
-    silent: dict[Side, str] = {}
-    exchanged = False
-    for side in sides:
-        try:
-            answer = _status_of(resource, side)
-        except CheckpointTimeout as error:
-            silent[side] = str(error)
-            continue
-        if answer is not None:
-            exchanged |= not _put_answer(resource, side, answer, answers)
-    found = {side: answer for side, answer in answers.items() if answer}
-    if arguments.json:
-        print(json.dumps({"resource": resource.name, **answers}, indent=2))
-    else:
-        for side, answer in found.items():
-            print(status_text(side, answer))
-        for side in sides:
-            if side not in found and side not in silent:
-                print(f"{resource.name} {side}: not running on this host")
-    for side, why in silent.items():
-        say(
-            f"{side} of {resource.name}: its process does not answer; it may be "
-            f"stopped, or held up by a disk: {why}"
-        )
-    if silent or exchanged:
-        return FAILED
-    if not any(answer["running"] for answer in found.values()):
-        return NOT_RUNNING
-    good = all(answer["state"] in GOOD_STATES[side] for side, answer in found.items())
-    return OK if good else UNPROTECTED
-
-
-def _put_answer(
-    resource: ResourceFile,
-    side: Side,
-    answer: dict[str, Any],
-    answers: dict[Side, dict[str, Any] | None],
-) -> bool:
-    """What was found in the state of ``side``, under the role that it has.
-
-    On two hosts both sides may have one state path: then it is the other
-    side's, which is asked as well.  Else the roles have been exchanged: False.
-    """
-    role: Side = answer["role"]
-    if role == side:
-        answers[side] = answer
-        return True
-    if resource.primary.state == resource.backup.state:
-        return True
-    hint = "leave out --swapped" if resource.is_swapped else "say --swapped"
-    say(
-        f"{resource.name}: {resource.state(side)} belongs to the {role} now: the two "
-        f"sides have exchanged their roles, so {hint}"
-    )
-    if answers.get(role, answer) is None:
-        answers[role] = answer
-    return False
-
-
-def _status_of(resource: ResourceFile, side: Side) -> dict[str, Any] | None:
-    """What the state of ``side`` holds; a backup that does not run is opened."""
-    state = resource.state(side)
-    try:
-        answer: dict[str, Any] = control.call(state, "status", timeout_s=STATUS_S)
-        running = True
-        if answer["role"] == "primary":
-            answer["statistics"] = _statistics.of_state_dir(state)
-        else:
-            for name in ("checkpoints", "refusals"):
-                answer[name] = control.call(state, name, timeout_s=STATUS_S)
-    except NotRunning:
-        if side == "primary" or not has_state(resource, "backup"):
-            return None
-        running = False
-        with _open_backup(resource, read_only=True) as backup:
-            answer = dataclasses.asdict(backup.status())
-            answer["checkpoints"] = [
-                checkpoint_object(cp) for cp in backup.checkpoints()
-            ]
-            answer["refusals"] = []
-    return {"running": running, **answer}
-
-
 # ---- promote and commit -----------------------------------------------------------
 
 
@@ -293,6 +196,10 @@ def _open_backup(
     )
     with backup:
         yield backup
+
+
+def _read_backup(resource: ResourceFile) -> contextlib.AbstractContextManager[Backup]:
+    return _open_backup(resource, read_only=True)
 
 
 def _promote(arguments: argparse.Namespace) -> int:
@@ -451,7 +358,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "primary": _primary,
     "restart": _restart,
     "run": _run,
-    "status": _status,
+    "status": lambda arguments: status(arguments, _read_backup),
+    "events": events,
+    "metrics": lambda arguments: metrics(arguments, _read_backup),
     "doctor": doctor,
     "promote": _promote,
     "commit": _commit,

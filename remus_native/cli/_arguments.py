@@ -11,6 +11,7 @@ from .. import doctor
 from .._text import shortened
 from .._version import __version__
 from ..resource_file import parse_duration_ms, parse_size
+from ..watching import RESOURCES_DIR
 
 __all__ = ["EXIT_CODES", "parser"]
 
@@ -28,10 +29,21 @@ exit codes:
 DURATION_MAX_MS = 40 * 24 * 3600 * 1000
 SIZE_MAX = (1 << 63) - 1
 TAG_MAX = 32  # bytes
+MANY = ("status", "events", "metrics")  # commands that take several resources
 
 
 class _Parser(argparse.ArgumentParser):
     """Tells in one line what is wrong, as every other error here."""
+
+    def parse_args(self, *given: Any, **more: Any) -> Any:
+        found = super().parse_args(*given, **more)
+        if getattr(found, "command", "") in MANY and bool(found.file) == found.all:
+            self.error(
+                "FILE or --all, not both"
+                if found.all
+                else "the following arguments are required: FILE, or --all"
+            )
+        return found
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {shortened(message, 400)}\n{self.format_usage()}")
@@ -62,6 +74,16 @@ def size(text: str) -> int:
             f'expected a size such as "50MiB", got "{shortened(text)}"'
         )
     return size
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Where to listen: "127.0.0.1:9790", "[::1]:9790"."""
+    host, _, port = text.rpartition(":")
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise argparse.ArgumentTypeError(
+            f'expected HOST:PORT, such as 127.0.0.1:9790, got "{shortened(text)}"'
+        )
+    return host.strip("[]"), int(port)
 
 
 def count(text: str) -> int:
@@ -103,6 +125,8 @@ def parser() -> argparse.ArgumentParser:
         _add_restart,
         _add_run,
         _add_status,
+        _add_events,
+        _add_metrics,
         _add_doctor,
         _add_promote,
         _add_commit,
@@ -133,13 +157,31 @@ def _add(
     )
     parser.set_defaults(command=name)
     if file:
-        parser.add_argument("file", metavar="FILE", help="the resource file (TOML)")
+        many = name in MANY
+        parser.add_argument(
+            "file",
+            metavar="FILE",
+            nargs="?" if many else None,
+            help="the resource file (TOML)",
+        )
+        if many:
+            parser.add_argument(
+                "--all",
+                action="store_true",
+                help=f"every *.toml of {RESOURCES_DIR}, in the place of FILE",
+            )
+            parser.add_argument(
+                "--directory",
+                metavar="DIR",
+                default=RESOURCES_DIR,
+                help=f"with --all: in the place of {RESOURCES_DIR}",
+            )
         parser.add_argument(
             "--swapped",
             action="store_true",
             help="the two sides of the file have exchanged their roles",
         )
-        if name != "doctor":
+        if name != "doctor" and name not in MANY:
             parser.add_argument(
                 "--check",
                 action="store_true",
@@ -252,9 +294,66 @@ def _add_status(commands: Any) -> None:
         "its state directory; the exit code is 4 all the same.",
         "remus-native status --json guest0.toml",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print a JSON object (watching/status.schema.json of the package)",
+    )
     parser.add_argument(
         "--side", choices=("primary", "backup"), help="ask this side only"
+    )
+    parser.add_argument(
+        "--watch",
+        type=duration,
+        nargs="?",
+        const=1.0,
+        metavar="TIME",
+        help="again each TIME (default: 1s), until Ctrl-C; give FILE first",
+    )
+
+
+def _add_events(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "events",
+        "tell each change of state as it comes",
+        "First what is, then each change of state, connection or reason of the\n"
+        "sides on this host, until Ctrl-C. Goes on when a process ends and comes\n"
+        "back.",
+        "remus-native events --json guest0.toml",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument(
+        "--side", choices=("primary", "backup"), help="follow this side only"
+    )
+    parser.add_argument("--now", action="store_true", help="what is, and no more")
+    parser.add_argument("--count", type=count, metavar="N", help="end after N")
+
+
+def _add_metrics(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "metrics",
+        "numbers for Prometheus",
+        "Print the metrics of the sides on this host, write them into a file for\n"
+        "node_exporter, or serve them over HTTP, with /healthz (the extra metrics).",
+        "remus-native metrics --all --textfile /var/lib/node_exporter/remus.prom",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--textfile", metavar="PATH", help="replace this file, whole or not at all"
+    )
+    where.add_argument(
+        "--listen",
+        type=host_and_port,
+        metavar="HOST:PORT",
+        help="serve /metrics and /healthz there until a signal, such as 127.0.0.1:9790",
+    )
+    parser.add_argument(
+        "--every",
+        type=duration,
+        metavar="TIME",
+        help="again each TIME, until Ctrl-C (without --listen)",
     )
 
 

@@ -17,14 +17,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 from ..errors import StateError
 from ..replica import Primary, Status
 from ..resource_file import ResourceFile
 
-__all__ = ["FenceFailed", "FenceWatch", "run_fence"]
+__all__ = ["FenceFailed", "FenceWatch", "run_command", "run_fence"]
 
 OUTPUT_MAX = 400  # characters of the command's output that an error repeats
 KEEP_BYTES = 4096  # of its output, the newest
@@ -33,7 +33,7 @@ AGAIN_S = 5.0  # after a failure, while a guest waits
 
 
 class FenceFailed(StateError):
-    """The fence command did not succeed, so nothing was done."""
+    """A command of the file did not succeed; of a fence: nothing was done."""
 
 
 def run_fence(
@@ -51,9 +51,31 @@ def run_fence(
     """
     if not resource.fence:
         return
-    what = f"{resource.name}: the fence command {resource.fence[0]} ({reason})"
+    run_command(
+        resource,
+        "fence",
+        resource.fence,
+        {"reason": reason, **facts},
+        resource.limits.fence_ms / 1000,
+        stop=stop,
+    )
+
+
+def run_command(
+    resource: ResourceFile,
+    kind: str,
+    command: Sequence[str],
+    facts: Mapping[str, str],
+    timeout_s: float,
+    *,
+    stop: int | None = None,
+) -> None:
+    """Run one of the file's commands; blocks until it ends, as `run_fence`."""
+    what = f"{resource.name}: the {kind} command {command[0]}"
+    if "reason" in facts:
+        what += f" ({facts['reason']})"
     try:
-        process = _start(resource, reason, facts)
+        process = _start(resource, command, facts)
     except OSError as error:
         raise FenceFailed(
             f"{what} could not be started: {error.strerror}", errno=error.errno
@@ -63,7 +85,7 @@ def run_fence(
     said, why = "", "was interrupted"
     try:
         with output:
-            said, why = _wait(process, output, resource.limits.fence_ms / 1000, stop)
+            said, why = _wait(process, output, timeout_s, stop)
     finally:
         if why:
             # Not reaped yet: the number is still its own.
@@ -78,18 +100,17 @@ def run_fence(
 
 
 def _start(
-    resource: ResourceFile, reason: str, facts: Mapping[str, str]
+    resource: ResourceFile, command: Sequence[str], facts: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "REMUS_RESOURCE": resource.name,
         "REMUS_FILE": os.path.abspath(resource.file),
-        "REMUS_REASON": reason,
         **{f"REMUS_{key.upper()}": value for key, value in facts.items()},
     }
     environment.pop("NOTIFY_SOCKET", None)  # that is between systemd and us
     return subprocess.Popen(
-        list(resource.fence or ()),
+        list(command),
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -5,6 +5,7 @@ systemd, signals, directories, and the loop of its main thread."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import ipaddress
 import os
@@ -23,6 +24,7 @@ from ..resource_file import ResourceFile
 from ..shared.log import say
 from ..shared.mounts import detach
 from ..shared.progress import LiveLine, bytes_text
+from ..watching import Newest
 
 __all__ = [
     "Watch",
@@ -236,12 +238,18 @@ class Watch:
     ) -> None:
         self._resource = resource
         self._status = status
+        self._newest = Newest()
         self._signals = signals
         self._refusals = refusals
         self._refused: set[tuple[str, int]] = set()
         self._stopped = False
         self._told = ""  # the newest failure of a step
         self._last: Status | None = None
+
+    def status(self) -> dict[str, Any]:
+        """What a ``status`` request is answered."""
+        now = self._status()
+        return {**dataclasses.asdict(now), **self._newest.facts(now)}
 
     def stop(self) -> dict[str, Any]:
         """End `run` (the control request of that name)."""
@@ -285,6 +293,7 @@ class Watch:
         """An event line if the state changed; progress of the first copy."""
         now, last = self._status(), self._last
         self._last = now
+        self._newest.look(now)
         if (
             last is None
             or (now.state, now.connected) != (last.state, last.connected)

@@ -24,8 +24,8 @@ from ..guests import NullGuest, QmpGuest
 from ..resource_file import ResourceFile
 from ..shared.log import say
 from ..shared.progress import LiveTable, bytes_text, seconds_text, table
+from ..watching._statistics import FILES, attached
 from ._process import stop_signals
-from ._statistics import FILES, attached
 
 __all__ = ["run"]
 

@@ -29,8 +29,11 @@ from ..replica._nodes import ContinuedPrimary, keep_open
 from ..resource_file import ResourceFile
 from ..shared.log import as_standard_error, say
 from ..shared.progress import bytes_text, with_progress
+from ..watching._events import log_object
+from ..watching._statistics import FILES
 from ._fence import FenceFailed, FenceWatch
 from ._kept import Kept
+from ._notify import Notifier
 from ._process import (
     Watch,
     detach_dead_mount,
@@ -42,7 +45,6 @@ from ._process import (
     warn_without_tls,
 )
 from ._promote import checkpoint_object, promote_and_tell
-from ._statistics import FILES
 from ._verify import Verifier
 
 __all__ = ["backup_of", "serve_backup", "serve_primary"]
@@ -108,7 +110,9 @@ def _be_backup(
             ),
         )
         stack.callback(_close, backup, f"stopping the backup of {resource.name}")
-        role = _Backup(resource, backup, signals)
+        notifier = Notifier(resource, "backup", backup.log)
+        role = _Backup(resource, backup, signals, notifier)
+        stack.callback(lambda: notifier.close(goes_on=bool(role.switched)))
         server = stack.enter_context(role.control())
         warn_without_tls(resource)
         # Also when it is promoted: a primary is then told so.
@@ -156,8 +160,13 @@ class _Backup:
     """What a backup's process does when it is asked."""
 
     def __init__(
-        self, resource: ResourceFile, backup: Backup, signals: socket.socket
+        self,
+        resource: ResourceFile,
+        backup: Backup,
+        signals: socket.socket,
+        notifier: Notifier,
     ) -> None:
+        self._notifier = notifier
         self._resource = resource
         self._backup = backup
         self._signals = signals
@@ -170,7 +179,8 @@ class _Backup:
         return ControlServer(
             self._resource.backup.state,
             quick={
-                "status": lambda: dataclasses.asdict(backup.status()),
+                "status": self.watch.status,
+                "log": lambda **after: log_object(backup.log(**after)),
                 "checkpoints": lambda: [
                     checkpoint_object(cp) for cp in backup.checkpoints()
                 ],
@@ -207,6 +217,7 @@ class _Backup:
 
     def alive(self) -> bool:
         """False once it is the primary: somebody opened a disk for writing."""
+        self._notifier.look()
         if self.standby is not None and not self.standby.alive:
             mount = self._resource.backup.mount
             say(f"{mount} was unmounted by somebody else: the backup goes on")
@@ -322,9 +333,12 @@ def _be_primary(
         stack.callback(fence.close)
         old = _OldAddress(resource, primary)
         stack.callback(old.close)
+        notifier = Notifier(resource, "primary", primary.log)
+        stack.callback(lambda: notifier.close(goes_on=bool(primary.status().switches)))
 
         def alive() -> bool:
             status = primary.status()
+            notifier.look()
             for line in fence.look(status):
                 say(line)
             old.look()
@@ -401,7 +415,8 @@ def _control_primary(
     return ControlServer(
         resource.primary.state,
         quick={
-            "status": lambda: dataclasses.asdict(primary.status()),
+            "status": watch.status,
+            "log": lambda **after: log_object(primary.log(**after)),
             "resume": resume,
             "session_end": primary.session_end,
             "verify": verifier.start,

@@ -49,6 +49,7 @@ from ._values import (
     a_loss,
     a_mode,
     a_name,
+    a_notify,
     a_path,
     a_segment,
     a_size,
@@ -139,6 +140,7 @@ class Limits:
     resync_rate: int = 0  # bytes a second; 0: no limit
     stale_ms: int = 60_000
     fence_ms: int = 30_000
+    notify_ms: int = 30_000
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ class ResourceFile:
     listen: str | None = None  # where the backup listens; None: at `address`
     listen_swapped: str | None = None
     fence: tuple[str, ...] | None = None  # (): "none" was written
+    notify: tuple[str, ...] | None = None  # run at each change of state
     auto_promote: bool = False
     on_loss: Literal["continue", "hold"] = "continue"
     is_swapped: bool = False
@@ -377,6 +380,7 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
     allow_inconsistent = top.take("allow_inconsistent", a_flag, False)
     on_loss = top.take("on_loss", choice("continue", "hold"), "continue")
     fence = top.take("fence", a_fence, None)
+    notify = top.take("notify", a_notify, None)
     auto_promote = top.take("auto_promote", a_flag, False)
     primary = _read_primary(top.table("primary"))
     backup = _read_backup(top.table("backup"))
@@ -406,6 +410,7 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
         listen=listen,
         listen_swapped=listen_swapped,
         fence=fence,
+        notify=notify,
         auto_promote=bool(auto_promote),
         on_loss=on_loss,
         psk_file=psk_file,
@@ -530,6 +535,7 @@ def _read_limits(table: Table) -> Limits:
         resync_rate=table.take("resync_rate", a_size, usual.resync_rate),
         stale_ms=table.take("stale_after", a_duration, usual.stale_ms),
         fence_ms=table.take("fence_timeout", a_duration, usual.fence_ms),
+        notify_ms=table.take("notify_timeout", a_duration, usual.notify_ms),
     )
     if not table.problems.lines:
         low, high = (n * limits.segment for n in SEGMENTS)

@@ -61,6 +61,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "allow_inconsistent",
         "on_loss",
         "fence",
+        "notify",
         "auto_promote",
         "primary",
         "backup",
@@ -81,6 +82,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "resync_rate",
         "stale_after",
         "fence_timeout",
+        "notify_timeout",
     ),
     "volume": ("name", "size", "primary", "backup", "owner", "group", "mode"),
 }
@@ -300,16 +302,30 @@ def choice(*choices: str) -> Callable[[Any], Any]:
     return convert
 
 
-def a_fence(value: object) -> tuple[str, ...]:
+def _is_command(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(word, str) and "\0" not in word for word in value)
+        and os.path.isabs(value[0])
+    )
+
+
+def a_notify(value: Any) -> tuple[str, ...]:
+    """A command with its arguments."""
+    if _is_command(value):
+        return tuple(value)
+    raise Bad(
+        "a list of texts that begins with an absolute path",
+        'write notify = ["/usr/local/sbin/tell-me", "guest0"]',
+    )
+
+
+def a_fence(value: Any) -> tuple[str, ...]:
     """A command with its arguments; () for "none"."""
     if value == "none":
         return ()
-    if (
-        isinstance(value, list)
-        and value
-        and all(isinstance(word, str) and "\0" not in word for word in value)
-        and os.path.isabs(value[0])
-    ):
+    if _is_command(value):
         return tuple(value)
     raise Bad(
         'a list of texts that begins with an absolute path, or "none"',

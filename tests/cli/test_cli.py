@@ -11,8 +11,8 @@ import pytest
 from remus_native.cli import main
 
 COMMANDS = (
-    "backup", "primary", "run", "status", "doctor", "promote", "commit", "verify",
-    "swap", "resume", "demo",
+    "backup", "primary", "run", "status", "events", "metrics", "doctor",
+    "promote", "commit", "verify", "swap", "resume", "demo",
 )  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["promote", "--checkpoint", "1", "--tag", "x", "f"], "not allowed with"),
         (["commit", "f", "x"], "a number from 1 on"),
         (["status", "--side", "left", "f"], "invalid choice"),
+        (["metrics", "--listen", "9790", "f"], "expected HOST:PORT"),
         (["demo", "--seconds", "0"], "0.1 to 3600"),
         (["demo", "--size", "1MiB"], "64MiB"),
         (["demo", "--interval", "fast"], '"25ms", got "fast"'),

@@ -76,8 +76,10 @@ def test_nothing_runs(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--json", file]) == 4
     assert json.loads(capsys.readouterr().out) == {
         "resource": "guest0",
+        "here": "nothing",
         "primary": None,
         "backup": None,
+        "errors": {},
     }
     assert not (host.folder / "b").exists()  # asking makes no state
 

@@ -220,6 +220,19 @@ def test_every_kind_of_handle_is_refused_in_a_child(make_pair):
     epochs.close()
 
 
+def test_no_call_asks_the_kernel_whether_it_is_in_a_child(make_pair, monkeypatch):
+    pair = make_pair([1 << 20])
+
+    def asked() -> int:
+        raise AssertionError("os.getpid() in a call")
+
+    monkeypatch.setattr(os, "getpid", asked)
+    pair.primary.pwrite(0, b"x" * 512, 0)
+    epoch = pair.primary.postsuspend()
+    pair.primary.preresume(epoch, timeout_s=20)
+    pair.primary.commit(epoch)
+
+
 def test_each_call_of_c_is_refused_in_a_child_by_name(make_pair):
     pair = make_pair([1 << 20])
     raw = pair.primary._raw

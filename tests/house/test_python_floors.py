@@ -27,9 +27,10 @@ BELOW = {
     "resource_file": ("", "replica", "resource_file"),
     "control": ("", "replica", "resource_file", "control"),
     "shared": (*LIBRARY, "shared"),
+    "watching": (*LIBRARY, "shared", "watching"),
     "doctor": (*LIBRARY, "shared", "doctor"),
     "demo": (*LIBRARY, "shared", "demo"),
-    "cli": (*LIBRARY, "shared", "doctor", "demo", "cli"),
+    "cli": (*LIBRARY, "shared", "watching", "doctor", "demo", "cli"),
 }
 #: `python -m remus_native` is the command.
 EXTRA = {"__main__.py": ("cli",)}

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from ..replica import State
 from ..resource_file import Side
-from ..shared.progress import bytes_text, table
+from ..shared.progress import bytes_text, seconds_text, table
 from . import _statistics
 
 __all__ = ["status_text"]
@@ -20,6 +21,8 @@ def status_text(side: Side, status: dict[str, Any]) -> str:
     rows = [
         ("reason", status["reason"]),
         ("connected", _connected_text(status)),
+        ("lag", _lag_text(side, status["lag"])),
+        ("newest checkpoint", _age_text(side, status)),
         (
             "epochs",
             f"prepared {status['prepared_epoch']}, "
@@ -57,6 +60,7 @@ def status_text(side: Side, status: dict[str, Any]) -> str:
             rows.append(("copied", f"{bytes_text(done)} of {bytes_text(total)}"))
         for who, summary in status["statistics"].items():
             rows += _statistics.rows(who, summary)
+        rows.append(("disks", f"{status['mount']}, {_writers_text(status)}"))
     else:
         rows.append(
             (
@@ -69,15 +73,49 @@ def status_text(side: Side, status: dict[str, Any]) -> str:
         rows.append(("can promote to", _checkpoints_text(status["checkpoints"])))
         if status["refusals"]:
             rows.append(("refused", _refusals_text(status["refusals"])))
+        if status["mount"]:
+            rows.append(("disks", status["mount"]))
+    if "pid" in status:
+        since = seconds_text(max(0.0, time.time() - status["started"]))
+        rows.append(("process", f"{status['pid']}, {status['version']}, for {since}"))
     return f"{head}\n{table(rows)}"
 
 
 def _connected_text(status: dict[str, Any]) -> str:
+    since = f" for {seconds_text(status['link_s'])}" if "link_s" in status else ""
     if not status["connected"]:
-        return "no"
-    return f"yes, proven by {status['security']}".replace(
+        return f"no{since} ({status['address']})"
+    return f"yes{since} ({status['address']}), proven by {status['security']}".replace(
         "proven by none", "without any proof"
     )
+
+
+def _lag_text(side: Side, lag: dict[str, Any]) -> str:
+    what = "not acked" if side == "primary" else "not applied yet"
+    lacks = "the backup lacks" if side == "primary" else "in the journal"
+    words = f"{lag['epochs']} checkpoints {what}, {lacks} {bytes_text(lag['bytes'])}"
+    if lag["seconds"] is not None:
+        words += f", {seconds_text(lag['seconds'])} behind"
+    return words
+
+
+def _age_text(side: Side, status: dict[str, Any]) -> str:
+    if status["age_s"] is None:
+        return "none that this process saw" if status["running"] else "not known"
+    return f"was the newest state {seconds_text(status['age_s'])} ago"
+
+
+def _writers_text(status: dict[str, Any]) -> str:
+    count = status["writers"]
+    if not count:
+        return "no file open for writing"
+    who = ", ".join(
+        f"{one['command']}"
+        + (f" (pid {one['pid']})" if one["pid"] else "")
+        + f" on {one['volume']}"
+        for one in status["open_for_writing"]
+    )
+    return f"{count} open for writing" + (f": {who}" if who else "")
 
 
 def _refusals_text(refusals: list[dict[str, Any]]) -> str:
