@@ -74,8 +74,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Status:
-    """State and counters of one side at one moment; units as in remus.h.
+    """State and counters of one side at one moment, as `struct remus_status`.
 
+    ``bytes_...``, ``queue_...``, ``journal_...``, ``resync_...``,
+    ``dirty_bytes`` and ``epoch_coalesced`` are bytes.  ``volumes``,
+    ``epochs``, ``records``, ``parked_writes``, ``stalls``, ``writers``,
+    ``refused``, ``sessions`` and ``epoch_extents`` are counts.
     ``str(status)`` is one readable line.
     """
 
@@ -131,7 +135,7 @@ class Refusal:
     """The connections from one source that a backup refused.
 
     ``cause`` is that of the last one: "silent", "closed", "tls", "key",
-    "full", "peer", "hello" or "busy"; ``text`` says it in words.
+    "full", "peer", "hello" or "busy"; ``text`` explains it.
     """
 
     source: str
@@ -144,7 +148,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class LogEntry:
-    """What a side had to say.  ``text``: why; "" if the state says all."""
+    """One entry of a side's log.  ``text``: why; "" if the state says all."""
 
     time_ns: int
     state: State
@@ -157,7 +161,7 @@ class LogEntry:
 
 @dataclass(frozen=True)
 class Log:
-    """Entries, the number after them, and how many were lost before them."""
+    """Entries; ``next``, the number after them; how many were ``lost`` before."""
 
     entries: tuple[LogEntry, ...]
     next: int
@@ -166,7 +170,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Verification:
-    """How far a comparison of both sides is, or what the last one found.
+    """The progress of a comparison of both sides, or the result of the last one.
 
     ``different``: the first 64 blocks of 16 KiB that differ, as (volume,
     offset in bytes).

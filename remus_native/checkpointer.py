@@ -33,6 +33,9 @@ class Guest(Protocol):
     ``suspend()`` stops it, ``resume()`` lets it run.  ``copy(tag)`` sends its
     dirty memory while it is suspended, ``wait_complete()`` returns when that
     is complete on the backup.
+
+    The loop calls them from its thread; they may block, and what they raise is
+    raised by `Checkpointer`.
     """
 
     def suspend(self) -> None: ...
@@ -140,7 +143,11 @@ class Checkpointer:
     them the attribute `epochs` is what the devices keep by themselves, if
     they do.
 
+    ``history``: how many checkpoints are kept one by one.
     `stop` may be called from any thread or from a signal handler.
+
+    `once` and `run` are for one thread at a time; any thread may call the
+    other methods, which never block.
     """
 
     def __init__(
@@ -204,10 +211,10 @@ class Checkpointer:
         return self._stop.is_set()
 
     def once(self) -> CheckpointSample:
-        """Take one checkpoint and return its numbers.
+        """Take one checkpoint and return its numbers; blocks until it is done.
 
         Raises what a device or the guest raised; the guest is running again
-        then.
+        by then.
         """
         clock = time.monotonic_ns
         number = self._number + 1
@@ -312,8 +319,9 @@ class Checkpointer:
     def run(self, *, count: int | None = None, duration_s: float | None = None) -> int:
         """Take checkpoints until `stop`, ``count`` or ``duration_s``.
 
-        Returns how many were taken.  Sets the devices up if that was not
-        done, and tears down what it set up.
+        Blocks until then, and returns how many were taken.  Sets the devices
+        up if that was not done, and tears down what it set up.  Raises what
+        `once` does.
         """
         duration_s = seconds("duration_s", duration_s)
         if count is not None:

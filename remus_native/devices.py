@@ -44,6 +44,9 @@ class CheckpointDevice(Protocol):
     ``preresume`` returns only when the epoch is safe, and is called in a
     thread of the layer if there are several devices.  A ``cancel``, if it has
     one, is called from another thread to end that wait.
+
+    Phases are called by one thread at a time, ``cancel`` by any thread.  What
+    a phase raises is raised by the layer.
     """
 
     kind: str
@@ -100,6 +103,9 @@ class CheckpointDevices:
     ...     devices.postsuspend()
     ...     devices.preresume(timeout_s=5)
     ...     devices.commit()
+
+    Any thread may call any method.  A method blocks only where it says so.
+    What it raises is said above.
     """
 
     def __init__(
@@ -164,7 +170,7 @@ class CheckpointDevices:
     # -- setup and teardown ------------------------------------------------
 
     def setup(self) -> None:
-        """Match and set up every device.
+        """Match and set up every device; blocks as long as their setup does.
 
         Raises `DeviceNotSupported` if no subkind takes a device (with each
         one's reason), or what a device's own setup raised.
@@ -249,7 +255,8 @@ class CheckpointDevices:
         """End the session on every device that was set up; idempotent.
 
         A preresume under way in another thread is cancelled.  Every device
-        is reached; errors are collected and raised at the end.
+        is reached; errors are collected and raised at the end.  Blocks as long
+        as the devices' teardown does.
         """
         errors = self._teardown_all()
         if len(errors) > 1:
@@ -290,7 +297,7 @@ class CheckpointDevices:
         return errors
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
-        """Wait until every device can take the first checkpoint.
+        """Block until every device can take the first checkpoint.
 
         After `setup` and before the guest is suspended for the first time: a
         kernel's DRBD device needs both sides Primary, and no barrier of an
@@ -350,7 +357,7 @@ class CheckpointDevices:
         return encode_tag(tag)
 
     def preresume(self, timeout_s: float | None = None) -> None:
-        """Return only when every device's epoch is safe on the backup.
+        """Block until every device's epoch is safe on the backup.
 
         ``timeout_s`` is the deadline of the whole call; None: the largest
         ``timeout_s`` of the devices.  After `CheckpointTimeout` or
@@ -366,7 +373,7 @@ class CheckpointDevices:
         return self._limit_ms if timeout_s is None else milliseconds(timeout_s)
 
     def commit(self) -> None:
-        """Say on every device that the newest acked checkpoint is complete.
+        """Tell every device that the newest acked checkpoint is complete.
 
         That is the newest one that was safe on *all* of them.
         """

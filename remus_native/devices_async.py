@@ -65,6 +65,9 @@ class AsyncCheckpointDevices:
     ...     await devices.postsuspend()
     ...     await devices.preresume(timeout_s=5)
     ...     await devices.commit()
+
+    No coroutine blocks its loop.  They are for the loop's thread; `cancel` is
+    for any.  They raise what `CheckpointDevices` raises.
     """
 
     def __init__(

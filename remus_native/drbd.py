@@ -87,6 +87,9 @@ class DrbdDisk:
     forked to wait, and a signal never looks like a lost backup (signals are
     blocked in the waiting thread).  On a protocol D module every unknown
     ioctl is a checkpoint, so none is ever sent to find out what a device is.
+
+    Phases come from one thread at a time; `cancel` and `teardown` from any.  A
+    method blocks only where it says so.  All raise `PhaseError` out of order.
     """
 
     kind = "disk"
@@ -142,7 +145,7 @@ class DrbdDisk:
         return int(lib.remus_drbd_open(encoded("path", self.path), out))
 
     def setup(self) -> None:
-        """Probe (if asked to) and open the device.
+        """Probe (if asked to) and open the device; blocks as long as these do.
 
         Raises `DeviceNotSupported` if it is no such device, `NotProtocolD`,
         `DeviceNotReady` (not connected, Secondary, no such minor).
@@ -174,7 +177,7 @@ class DrbdDisk:
         self._open = device
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
-        """Wait until the first checkpoint of a session can be taken.
+        """Block until the first checkpoint of a session can be taken.
 
         To be called while the guest runs, after `setup`.  For a kernel's
         device that is when it is Connected and Primary/Primary and nothing of
@@ -311,9 +314,9 @@ class DrbdDisk:
         return number
 
     def preresume(self, timeout_s: float | None = None) -> None:
-        """Return only when the backup has the epoch.
+        """Block until the backup has the epoch.
 
-        Blocks the calling thread, signals blocked.  Raises
+        Signals of the calling thread are blocked meanwhile.  Raises
         `ReplicationLost`, `CheckpointTimeout` (may be called again), or
         `CheckpointUnknown` (the ack can't come any more: postsuspend again).
         One call into the kernel may outlast the deadline by its own limit.
@@ -368,7 +371,7 @@ class DrbdDisk:
     def teardown(self) -> None:
         """Close the device; idempotent.
 
-        A `preresume` in another thread is cancelled, and waited for.
+        Cancels a `preresume` in another thread, and blocks until that returns.
         """
         device, self._open = self._open, None
         if device is not None:

@@ -90,12 +90,12 @@ class EpochBatch:
 
 @dataclass(frozen=True)
 class SeriesSummary:
-    """One series in numbers; all 0 if ``count`` is.
+    """One series in numbers, in its own unit; all 0 if ``count`` is 0.
 
     ``min``, ``max``, ``mean`` (rounded down) and ``total`` (2^64 - 1 if it is
-    more) are exact.  A quantile is
-    the smallest value that so many of all values do not exceed, never less
-    than the exact one and at most 1/64 more.
+    more) are exact.  A quantile (``p50``, ``p90``, ``p99``, ``p999``) is the
+    smallest value that this share of all values does not exceed; the number
+    given is never less than it and at most 1/64 more.
     """
 
     count: int
@@ -145,8 +145,8 @@ class EpochSummary:
 class StatisticsSource:
     """Whose statistics these are, and whether more will come.
 
-    ``writing``: the writer lives and has not closed them; ``closed``: it
-    did.  ``this_boot``: created since this host was started, so that
+    ``pid``: of the writer.  ``writing``: it runs and has not closed them;
+    ``closed``: it has.  ``this_boot``: created since this host started, so that
     ``created_ns`` and ``start_ns`` can be compared with `time.monotonic_ns`.
     """
 
@@ -188,6 +188,10 @@ class EpochStatistics(Handle):
 
     Raises `ConfigError` for a bad name, `StateError` (ENOENT, EACCES,
     ENOSPC, ...) for a path that can't be made.
+
+    Any thread may call any method.  A method blocks only where it says so.
+    All raise `ConfigError` for a bad argument, and `StateError` once this is
+    closed or in a forked child.
     """
 
     def __init__(
@@ -205,10 +209,10 @@ class EpochStatistics(Handle):
     def attach(cls, path: str | os.PathLike[str]) -> EpochStatistics:
         """Read the statistics of another process, or what one left.
 
-        They stay what they are if a new writer takes the name: attach again
-        when ``source().writing`` is false.  Raises `StateError`: ENOENT no
-        such file, or its writer died and took them along; EBADMSG not such a
-        file, damaged, or of another version.
+        If a new writer takes the name, these stay the old ones: attach again
+        when ``source().writing`` is false.  Blocks for file I/O.  Raises
+        `StateError`: ENOENT no such file, or its writer died and they are
+        lost; EBADMSG not such a file, damaged, or of another version.
         """
         out = ffi.new("remus_epochs **")
         name = path_of("path", path)
@@ -265,7 +269,7 @@ class EpochStatistics(Handle):
         self.close()
 
     def close(self) -> None:
-        """Let go; a writer says that nothing follows.  Idempotent."""
+        """Let go; of a writer's, nothing follows.  Idempotent; blocks for file I/O."""
         raw = self._take()
         if raw is not None and self._owner is None:
             lib.remus_epochs_close(raw)
@@ -273,7 +277,7 @@ class EpochStatistics(Handle):
     # -- writing -----------------------------------------------------------
 
     def add(self, sample: EpochSample) -> None:
-        """Add one epoch.  One thread at a time; epoch numbers never fall.
+        """Add one epoch.  One thread at a time; epoch numbers never decrease.
 
         Nothing happens on statistics that were attached.
         """
@@ -291,16 +295,16 @@ class EpochStatistics(Handle):
             lib.remus_epochs_add(handle, raw)
 
     def committed(self, epoch: int, commit_ns: int) -> None:
-        """``epoch``, added before, was committed now; the writer's thread.
+        """``epoch``, added before, was committed now; from the writer's thread.
 
-        Nothing happens if it is not among the newest 4,096 any more, or was
+        Nothing happens if it is no longer among the newest 4,096, or was
         committed before.
         """
         with self._written() as handle:
             lib.remus_epochs_committed(handle, epoch, commit_ns)
 
     def measured(self, epoch: int, extents: int, coalesced: int) -> None:
-        """As `committed`, for what became known of ``epoch`` later."""
+        """As `committed`, for the ``extents`` and ``coalesced`` bytes of ``epoch``."""
         with self._written() as handle:
             lib.remus_epochs_measured(handle, epoch, extents, coalesced)
 

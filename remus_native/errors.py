@@ -197,7 +197,7 @@ class PhaseError(RemusError, RuntimeError):
     Nothing was sent; the device is as it was.
     """
 
-    remedy = "mend the calling program: postsuspend, preresume, commit, one by one"
+    remedy = "correct the calling program: postsuspend, preresume, commit, one by one"
 
 
 class ConfigError(RemusError, ValueError):

@@ -25,6 +25,8 @@ class NullGuest:
     What a failover then finds on the disks is what a power cut at that
     moment would have left: journaling file systems and databases recover
     from it.
+
+    No method blocks or raises; any thread may call them.
     """
 
     def suspend(self) -> None:
@@ -43,7 +45,8 @@ class QmpGuest:
     cut.  Use as a context manager, or `close` it.
 
     Raises `StateError` if QEMU is not there or refuses, `CheckpointTimeout`
-    if it does not answer within ``timeout_s``.  Not for several threads.
+    if it does not answer within ``timeout_s``.  One thread at a time.  Each
+    method blocks until QEMU has answered.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def states_follow_the_table() -> Iterator[None]:
-    """No primary goes from a state to one that can't follow it."""
+    """No side goes from a state to one that can't follow it."""
     yield
     source, target = ffi.new("int *"), ffi.new("int *")
     if lib.remus_test_odd_transition(source, target):

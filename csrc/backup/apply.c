@@ -320,7 +320,7 @@ static int keep_closed(remus_backup *b, struct remus_super *s)
         err = remus_journal_sync(&b->journal);
     if (err)
         return remus_backup_failed(b, err);
-    err = remus_backup_store_super(b, REMUS_STORE_DECISION, s);
+    err = remus_backup_store_copy(b, s);
     if (!err && newest > b->applied &&
         (err = remus_backup_write_epochs(b, newest)))
         note_unsynced(b);
@@ -435,13 +435,11 @@ int remus_backup_copy_begin(remus_backup *b, int keep)
         remus_backup_marks_remove(b);
         /* Inconsistent first, then the first byte. */
         if (!err)
-            err = keep ? keep_closed(b, &s)
-                       : remus_backup_store_super(b, REMUS_STORE_DECISION, &s);
+            err = keep ? keep_closed(b, &s) : remus_backup_store_copy(b, &s);
         if (!err) {
             discarded(b);
             pthread_mutex_lock(&b->lock);
             remus_backup_drop_epochs(b);
-            remus_backup_phase(b, REMUS_ON_COPY);
             remus_backup_unlock(b);
         }
         decided(b);

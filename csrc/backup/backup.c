@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "link/config.h"
+#include "link/full.h"
 #include "base/error.h"
 #include "base/sized.h"
 #include "base/entry.h"
@@ -95,7 +96,7 @@ static int was_primary(remus_backup *b, int there,
                           "%s says that a primary took this side over, but "
                           "its primary.state is missing: restore it, or "
                           "empty the state directory and let the other side "
-                          "copy its disks anew",
+                          "copy its disks again",
                           b->super_path);
     return err == -ENOENT ? 0 : err ? err : 1;
 }
@@ -152,7 +153,7 @@ static int check_disks(remus_backup *b)
                       "the volumes have %llu bytes together, and had %llu "
                       "when the last checkpoint was stored: restore what is "
                       "missing; only if it is lost, empty state and journal "
-                      "directory and let the primary copy the disks anew",
+                      "directory and let the primary copy the disks again",
                       (unsigned long long)total,
                       (unsigned long long)b->super.bytes);
 }
@@ -224,7 +225,7 @@ static int check_limits(const remus_backup *b, uint64_t total,
         "the journal was made with %llu segments of %llu bytes, "
         "configured are %llu of %llu: restore the limits, or "
         "empty state and journal directory and let the primary "
-        "copy the disks anew",
+        "copy the disks again",
         (unsigned long long)s->segments, (unsigned long long)s->segment_bytes,
         (unsigned long long)(total / segment), (unsigned long long)segment);
 }
@@ -297,7 +298,9 @@ int remus_backup_open_io(const struct remus_backup_config *config,
         remus_backup_close(b);
         return err;
     }
-    b->recovered = !b->read_only;
+    pthread_mutex_lock(&b->lock);
+    b->opened = 1;
+    remus_backup_unlock(b);
     *out = b;
     return 0;
 }
@@ -363,8 +366,8 @@ void remus_backup_close(remus_backup *b)
     remus_backup_net_stop(b);
     /* Nothing depends on this: recovery would do the same.  Of a backup that
      * did not recover nothing may be stored. */
-    if (b->recovered && !b->failed && b->authority.who != REMUS_DECIDES_OURS &&
-        remus_backup_apply(b) == 0)
+    if (b->opened && !b->read_only && !b->failed &&
+        b->authority.who != REMUS_DECIDES_OURS && remus_backup_apply(b) == 0)
         remus_backup_checkpoint(b);
     for (unsigned int i = 0; i < b->disk_count; i++)
         if (b->disks[i].file >= 0)
@@ -396,32 +399,14 @@ static int waits_for_commits(const remus_backup *b)
 }
 
 /* lock held */
-static void full_reason(const remus_backup *b, struct remus_status *s)
-{
-    typedef unsigned long long ull;
-    if (remus_backup_pin_holds(b))
-        snprintf(s->reason, sizeof s->reason,
-                 "the journal is full: checkpoint %llu is pinned by whoever "
-                 "holds its memory, and nothing newer is committed until the "
-                 "pin is released (newest committed %llu, newest here %llu)",
-                 (ull)b->pin, (ull)b->committed, (ull)b->prepared);
-    else
-        snprintf(s->reason, sizeof s->reason,
-                 "the journal is full of checkpoints that are not committed "
-                 "(newest committed %llu, newest here %llu): commit them, or "
-                 "promote",
-                 (ull)b->committed, (ull)b->prepared);
-}
-
-/* lock held */
 static void backup_reason(const remus_backup *b, struct remus_status *s)
 {
     const char *why = b->reason;
     char text[REMUS_REASON_MAX];
     if (b->failed) {
         snprintf(s->reason, sizeof s->reason,
-                 "%.190s: mend that and restart this backup: all that it "
-                 "acked is there",
+                 "%.180s: repair that and restart this backup: all that it "
+                 "acked is still there",
                  why);
         return;
     }
@@ -445,7 +430,10 @@ static void backup_reason(const remus_backup *b, struct remus_status *s)
                       ? "the primary sends what changed meanwhile; "
                         "until it is committed the last checkpoint "
                         "stays"
-                      : "the primary is copying its disks";
+                  : b->now.phase == REMUS_AT_COPYING
+                      ? "the primary is copying its disks"
+                      : "the copy is complete, but for the checkpoint that "
+                        "ends it";
             break;
         case REMUS_STATE_SPLIT_BRAIN:
             why = "both sides went on from one checkpoint: decide which one "
@@ -508,7 +496,12 @@ static void take_status(remus_backup *b, struct remus_status *s)
     s->journal_limit = b->journal.segments * b->journal.segment_bytes;
     backup_reason(b, s);
     if (waits_for_commits(b))
-        full_reason(b, s);
+        remus_full_text(s->reason, &(struct remus_full){
+                                       .role = REMUS_ROLE_BACKUP,
+                                       .pinned = remus_backup_pin_holds(b),
+                                       .pin = b->pin,
+                                       .committed = b->committed,
+                                       .newest = b->prepared});
     remus_text_clean(s->reason); /* it may have been cut */
     remus_backup_unlock(b);
 }

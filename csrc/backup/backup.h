@@ -98,7 +98,7 @@ struct remus_backup {
     int lock_file, super_file;     /* constant */
     int journal_lock;              /* constant; -1: none */
     unsigned char *buffer;         /* apply_lock: REMUS_APPLY_BYTES */
-    int recovered;                 /* open/close only: open succeeded */
+    int opened;                    /* lock: open succeeded */
     int read_only;                 /* constant: nothing may be changed */
     int discard_local;             /* lock: what this side has beyond a primary
                                   may be lost, whatever it is; once */
@@ -335,6 +335,9 @@ int remus_backup_look_at_closed(remus_backup *b, uint64_t *newest);
 /* Make the superblock durable, then believe it. */
 int remus_backup_store_super(remus_backup *b, enum remus_slot_store what,
                              struct remus_super *s);
+/* The same of one whose role says that a copy begins; from then on the
+ * connection is in that phase. */
+int remus_backup_store_copy(remus_backup *b, struct remus_super *s);
 /* Begin a log, if there is none: its first segment's header, synced, then the
  * superblock that names it. */
 int remus_backup_open_log(remus_backup *b);

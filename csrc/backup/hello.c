@@ -10,6 +10,7 @@
 #include "backup/answer.h"
 #include "backup/backup.h"
 #include "base/error.h"
+#include "link/full.h"
 
 typedef unsigned long long ull;
 
@@ -315,10 +316,13 @@ static int check_catch_up(remus_backup *b, uint64_t epoch)
                          "a catch-up with epoch %llu; epochs up to %llu are "
                          "used",
                          (ull)epoch, (ull)b->last_epoch);
-    else if (b->now.full)
-        err = remus_fail(-ENOSPC,
-                         "the journal is full of checkpoints that are not "
-                         "committed: commit them, or promote");
+    else if (b->now.full) {
+        char text[REMUS_REASON_MAX];
+        remus_full_text(text, &(struct remus_full){.role = REMUS_ROLE_BACKUP,
+                                                   .committed = b->committed,
+                                                   .newest = b->prepared});
+        err = remus_fail(-ENOSPC, "%s", text);
+    }
     remus_backup_unlock(b);
     return err;
 }

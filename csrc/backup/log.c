@@ -340,7 +340,7 @@ static int check_commit(const remus_backup *b, uint64_t epoch,
         return remus_fail(
             -EROFS,
             "commit of checkpoint %llu: this side is %s: nothing "
-            "is committed here any more",
+            "more is committed here",
             (ull)epoch, remus_role_name(b->super.role));
     if (epoch <= b->committed)
         return 1;

@@ -49,11 +49,12 @@ static int same_tag(const struct remus_checkpoint *cp, const void *tag,
  * process takes it from the journal again (lock held). */
 static int check_failed(const remus_backup *b)
 {
-    return b->failed ? remus_fail(b->failed,
-                                  "promote: the backup has failed (%s): mend "
-                                  "that, restart it, and promote again",
-                                  b->reason)
-                     : 0;
+    return b->failed
+               ? remus_fail(b->failed,
+                            "promote: the backup has failed (%s): repair "
+                            "that, restart it, and promote again",
+                            b->reason)
+               : 0;
 }
 
 /* How many checkpoints have the tag; *m is one of them (lock held). */
@@ -188,7 +189,7 @@ static int refuse(const remus_backup *b, const struct named *n,
         return remus_fail(-EINVAL, "promote: a promote to checkpoint %llu %s",
                           (ull)m,
                           b->super.role == REMUS_SUPER_PROMOTED
-                              ? "is complete; there is no other any more"
+                              ? "is complete; no other one is possible"
                               : "was begun: only that one can be finished");
     case REMUS_TARGET_FAILED:
         return check_failed(b);
@@ -529,7 +530,7 @@ int remus_backup_pin(remus_backup *b, uint64_t epoch)
         return err;
     pthread_mutex_lock(&b->lock);
     if (epoch && (b->read_only || !remus_backup_may(b, REMUS_CALLS_PIN)))
-        err = remus_fail(-EROFS, "pin: nothing is committed here any more");
+        err = remus_fail(-EROFS, "pin: nothing more is committed here");
     else if (epoch && b->switching)
         err = remus_fail(-EBUSY,
                          "pin of checkpoint %llu: both sides switch roles, "

@@ -161,7 +161,7 @@ static int recover_promoting(remus_backup *b)
         b->epochs[b->epoch_count - 1]->number != b->super.target)
         return remus_fail(-EBADMSG,
                           "the promote to checkpoint %llu was begun, but the "
-                          "journal does not hold that checkpoint any more: "
+                          "journal no longer holds that checkpoint: "
                           "its files were changed from outside",
                           (unsigned long long)b->super.target);
     return 0;

@@ -120,8 +120,8 @@ uint64_t remus_backup_default(const remus_backup *b)
 
 /* ---- the superblock ------------------------------------------------------- */
 
-int remus_backup_store_super(remus_backup *b, enum remus_slot_store what,
-                             struct remus_super *s)
+static int store(remus_backup *b, enum remus_slot_store what,
+                 struct remus_super *s, int copies)
 {
     if (b->disk_bytes)
         s->bytes = b->disk_bytes;
@@ -131,8 +131,21 @@ int remus_backup_store_super(remus_backup *b, enum remus_slot_store what,
         return remus_backup_failed(b, err);
     pthread_mutex_lock(&b->lock);
     b->super = *s;
+    if (copies)
+        remus_backup_phase(b, REMUS_ON_COPY);
     remus_backup_unlock(b);
     return 0;
+}
+
+int remus_backup_store_super(remus_backup *b, enum remus_slot_store what,
+                             struct remus_super *s)
+{
+    return store(b, what, s, 0);
+}
+
+int remus_backup_store_copy(remus_backup *b, struct remus_super *s)
+{
+    return store(b, REMUS_STORE_DECISION, s, 1);
 }
 
 /* ---- who decides, how far the connection is ---------------------------------- */
@@ -234,12 +247,13 @@ int remus_backup_public_state(const struct remus_backup_facts *f)
         return REMUS_STATE_PROMOTED;
     if (f->phase == REMUS_AT_COPYING || f->phase == REMUS_AT_CATCHING)
         return REMUS_STATE_CATCHING_UP;
+    int streams = f->phase == REMUS_AT_STREAMING;
+    /* A copy that is complete needs an epoch to become a checkpoint. */
     if (!f->consistent)
-        return REMUS_STATE_INCONSISTENT;
+        return streams ? REMUS_STATE_CATCHING_UP : REMUS_STATE_INCONSISTENT;
     /* Connected, but nothing is sent yet: it may never be. */
-    return f->connected && f->phase == REMUS_AT_STREAMING
-               ? REMUS_STATE_PROTECTED
-               : REMUS_STATE_STANDBY;
+    return f->connected && streams ? REMUS_STATE_PROTECTED
+                                   : REMUS_STATE_STANDBY;
 }
 
 int remus_backup_state(const remus_backup *b, int connected)
@@ -259,7 +273,10 @@ static void tell(remus_backup *b)
 {
     int connected = atomic_load(&b->connected);
     int state = remus_backup_state(b, connected);
-    if (!remus_events_show(&b->events, state, connected) && !b->log_due)
+    if (!b->opened)
+        return; /* it is what it is once it has recovered */
+    if (!remus_events_show(&b->events, REMUS_ROLE_BACKUP, state, connected) &&
+        !b->log_due)
         return;
     b->log_due = 0;
     /* After a promote it does not matter how the last connection ended. */
@@ -333,7 +350,7 @@ int remus_backup_invariants(const remus_backup *b)
 void remus_backup_unlock(remus_backup *b)
 {
 #ifdef REMUS_CHECKED
-    if (b->recovered && remus_backup_invariants(b))
+    if (b->opened && !b->read_only && remus_backup_invariants(b))
         remus_check_failed(remus_last_error(), __FILE__, __LINE__);
 #endif
     tell(b);

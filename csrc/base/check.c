@@ -16,7 +16,7 @@ int remus_check_failed(const char *what, const char *file, int line)
     abort();
 #endif
     return remus_fail(-ENOTRECOVERABLE,
-                      "internal error at %s:%d: %s does not hold: nothing is "
-                      "written any more; report it, then restart",
+                      "internal error at %s:%d: %s does not hold: no "
+                      "further write is made; report it, then restart",
                       file, line, what);
 }

@@ -21,9 +21,13 @@ int remus_events_open(struct remus_events *e);
 /* Any thread; never blocks. */
 void remus_events_add(struct remus_events *e, unsigned int bits);
 
-/* The public state, and whether the other side is connected: add what differs
- * from the last time (owner's lock held); never blocks.  1: something did. */
-int remus_events_show(struct remus_events *e, int state, int up);
+/*
+ * The public state of a side of this role, and whether the other side is
+ * connected: add what differs from the last time (owner's lock held); never
+ * blocks.  1: something did.  Builds for tests abort if the state is none
+ * that can follow the last one (states.h).
+ */
+int remus_events_show(struct remus_events *e, int role, int state, int up);
 
 /*
  * The bits since the last call.  What is added meanwhile is in the answer or

@@ -75,7 +75,7 @@ static int check_known(uint32_t version, uint32_t kind, uint32_t flags)
                           "format version %u, this release reads %u: start "
                           "the release that wrote it, or empty state and "
                           "journal directory and let the primary copy the "
-                          "disks anew",
+                          "disks again",
                           version, REMUS_JOURNAL_VERSION);
     if (kind != REMUS_SEGMENT_START && kind != REMUS_SEGMENT_CONTINUE)
         return remus_fail(-EPROTONOSUPPORT,

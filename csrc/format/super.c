@@ -102,14 +102,14 @@ int remus_super_load(remus_io *io, int file, const char *path,
                           "%u: let the release that wrote it finish "
                           "(promote here, or go on there), or empty state "
                           "and journal directory and let the primary copy "
-                          "the disks anew",
+                          "the disks again",
                           path, version, VERSION);
     if (err == -EBADMSG)
         return remus_fail(err,
                           "%s holds no valid superblock of resource %s: it "
                           "belongs to another resource or is damaged; give "
                           "an empty state directory and let the primary copy "
-                          "the disks anew",
+                          "the disks again",
                           path, resource);
     if (!err && (s->role >= REMUS_SUPER_ROLES || s->flags & ~FLAGS))
         return remus_fail(-EPROTONOSUPPORT,

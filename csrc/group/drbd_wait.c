@@ -198,7 +198,7 @@ static int lapsed(remus_drbd *dev)
     struct remus_minor m;
     int err = remus_drbd_look(dev, &m);
     return remus_fail(-ETIME,
-                      "device %s: preresume: no ack can come any more%s%s: "
+                      "device %s: preresume: no ack can come any longer%s%s: "
                       "whether the backup has the epoch is unknown: "
                       "postsuspend again",
                       dev->path, err == -ENOTCONN ? ", the roles are " : "",
@@ -261,7 +261,7 @@ static int may_wait(remus_drbd *dev)
         return lapsed(dev);
     case LEFT:
         return remus_fail(-ESTALE,
-                          "device %s: preresume: its barrier was given up: "
+                          "device %s: preresume: its barrier was abandoned: "
                           "postsuspend again",
                           dev->path);
     default:

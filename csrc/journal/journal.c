@@ -80,7 +80,7 @@ static int open_segment_file(struct remus_journal *j, unsigned int i,
                           "journal: %s is gone: restore it; only if it is "
                           "lost, and acked epochs with it, empty state and "
                           "journal directory and let the primary copy the "
-                          "disks anew",
+                          "disks again",
                           path);
     if (file < 0)
         return remus_fail(file, "journal: open %s: %s%s", path,

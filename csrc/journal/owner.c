@@ -95,7 +95,7 @@ static int take(remus_io *io, const char *state_dir, const char *dir,
         return remus_fail(-EEXIST,
                           "journal: %s holds the journal of another state "
                           "directory than %s: give an empty one, or, if "
-                          "nothing needs that journal any more, remove it",
+                          "nothing needs that journal any longer, remove it",
                           dir, state_dir);
     int err = mine ? 0 : remus_random(io, ours, REMUS_ID_BYTES, "journal");
     if (err)
@@ -121,7 +121,7 @@ static int find(remus_io *io, const char *state_dir, const char *dir,
         -ENOENT,
         "journal: the journal of %s is not in %s%s: mount or move it there; "
         "only if it is lost, and acked epochs with it, empty the state "
-        "directory too and let the primary copy the disks anew",
+        "directory too and let the primary copy the disks again",
         state_dir, dir, there ? " (another's is)" : "");
 }
 

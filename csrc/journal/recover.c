@@ -23,7 +23,7 @@ struct reading {
 #define DAMAGED                                                               \
     "what was acked may be lost: restore the journal's files as they were; "  \
     "only if they are lost, empty state and journal directory and let the "   \
-    "primary copy the disks anew"
+    "primary copy the disks again"
 
 static int io_error(const struct remus_journal *j, const char *what,
                     uint64_t seq, int err)
@@ -223,7 +223,7 @@ static int check_headers(const struct reading *rd, uint64_t tail,
                               "copy is damaged, or an old file was put back: "
                               "restore it; only if it is lost, empty state "
                               "and journal directory and let the primary copy "
-                              "the disks anew",
+                              "the disks again",
                               (ull)serial, j->dir, i, (ull)s.serial);
         if (rd->at.seq && s.kind == REMUS_SEGMENT_START && s.prev_salt &&
             s.seq > rd->at.seq && s.seq < tail + j->segments)

@@ -107,8 +107,9 @@ static int new_export(remus_primary *p, remus_backup *b, int auto_promote,
     /* Whatever asks a mount that nobody serves waits for us. */
     e->mountpoint = again ? strdup(mountpoint) : realpath(mountpoint, NULL);
     if (err == -EINVAL)
-        err = remus_fail(-EINVAL, "what is kept of the process before is of "
-                                  "another version, or of other volumes");
+        err = remus_fail(-EINVAL, "the memory that the previous process kept "
+                                  "is of another version, or of other "
+                                  "volumes");
     else if (err || !e->mountpoint)
         err = remus_fail(-ENOMEM, "out of memory");
     else if (!again)

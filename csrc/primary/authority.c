@@ -15,13 +15,26 @@
 
 typedef unsigned long long ull;
 
-unsigned int remus_primary_authority_event(remus_primary *p,
-                                           enum remus_authority_event event,
-                                           int idle)
+/* lock held */
+static unsigned int step(remus_primary *p, enum remus_authority_event event,
+                         int idle)
 {
     unsigned int effects = remus_authority_step(&p->authority, event, idle);
     (void)REMUS_CHECK(!(effects & REMUS_DO_FORBIDDEN));
     atomic_store(&p->no_writes, remus_authority_fenced(p->authority));
+    return effects;
+}
+
+void remus_primary_authority_connected(remus_primary *p)
+{
+    (void)step(p, REMUS_EVENT_CONNECTED, 0);
+}
+
+unsigned int remus_primary_authority_event(remus_primary *p,
+                                           enum remus_authority_event event,
+                                           int idle)
+{
+    unsigned int effects = step(p, event, idle);
     remus_primary_shows(p);
     remus_primary_wake_parked(p);
     return effects;
@@ -220,7 +233,7 @@ void remus_primary_set_apart(remus_primary *p, enum remus_plan plan,
          * never promised. */
         remus_fail(-EROFS,
                    "the backup was promoted to checkpoint %llu: nothing "
-                   "written here is kept any more; stop the guest here, and "
+                   "written here is kept; stop the guest here, and "
                    "start this side as the backup of the other one",
                    (ull)reply->held);
         decided(p, REMUS_EVENT_PROMOTED);
@@ -236,9 +249,9 @@ void remus_primary_set_apart(remus_primary *p, enum remus_plan plan,
     case REMUS_PLAN_SET_BACK:
         remus_fail(-EROFS,
                    "the backup holds checkpoint %llu, which this side never "
-                   "took: its state is an older copy, put back: promote the "
-                   "backup; or, to lose what that holds, stop it and empty "
-                   "its directories",
+                   "took: its state is an older copy that was restored: "
+                   "promote the backup; or, to lose what the backup holds, "
+                   "stop it and empty its directories",
                    (ull)reply->held);
         decided(p, REMUS_EVENT_SPLIT);
         return;

@@ -134,6 +134,10 @@ void remus_primary_take_generation(remus_primary *p);
 
 /* -EROFS, and why. */
 int remus_primary_fenced(remus_primary *p, const struct remus_pvolume *v);
+/* A connection begins.  The link's event, which follows before the lock is
+ * released, shows the state: in between it would be none that can follow.
+ * (lock held) */
+void remus_primary_authority_connected(remus_primary *p);
 /* An event of who may write (see steps.h); what there is to do (lock held). */
 unsigned int remus_primary_authority_event(remus_primary *p,
                                            enum remus_authority_event event,
@@ -297,9 +301,6 @@ void remus_primary_ioctl_take(remus_primary *p);
 enum remus_plan remus_primary_plan(remus_primary *p,
                                    const struct remus_hello_reply *reply,
                                    int compared);
-/* Why there is no room in the backup's journal: what is not committed. */
-void remus_primary_full_text(char text[REMUS_REASON_MAX], uint64_t committed,
-                             uint64_t newest, int pinned);
 /* Is the backup talking to the generation that we are?  (lock held) */
 int remus_primary_greeted_right(const remus_primary *p);
 /* Nothing of the last connection counts any more (lock held). */

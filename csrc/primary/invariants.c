@@ -4,7 +4,6 @@
  * before each sleep in builds with -DREMUS_CHECKED.
  */
 #include "base/check.h"
-#include "base/states.h"
 #include "primary/state.h"
 
 #define HOLDS(condition) (void)REMUS_CHECK(condition)
@@ -90,9 +89,4 @@ void remus_primary_invariants(remus_primary *p)
     of_waiting(p);
     int state = remus_primary_public_state(p->authority, &p->link);
     HOLDS(state == p->events.state && remus_link_up(p) == p->events.up);
-    if (state == p->shown)
-        return;
-    remus_state_note(REMUS_ROLE_PRIMARY, p->shown, state);
-    HOLDS(remus_state_follows(REMUS_ROLE_PRIMARY, p->shown, state));
-    p->shown = state;
 }

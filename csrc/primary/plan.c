@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "link/full.h"
 #include "primary/internal.h"
 
 typedef unsigned long long ull;
@@ -22,30 +23,15 @@ static uint64_t journal_cost(uint64_t bytes)
     return bytes + bytes / REMUS_BLOCK * each + 8u * REMUS_PAGE;
 }
 
-void remus_primary_full_text(char text[REMUS_REASON_MAX], uint64_t committed,
-                             uint64_t newest, int pinned)
-{
-    if (pinned)
-        snprintf(text, REMUS_REASON_MAX,
-                 "the backup's journal is full: a checkpoint there is pinned "
-                 "by whoever holds its memory, and nothing newer is committed "
-                 "until the pin is released (newest committed %llu, "
-                 "newest there %llu)",
-                 (ull)committed, (ull)newest);
-    else
-        snprintf(text, REMUS_REASON_MAX,
-                 "the backup's journal is full of checkpoints that are not "
-                 "committed (newest committed %llu, newest there %llu): "
-                 "commit them, or enlarge the journal",
-                 (ull)committed, (ull)newest);
-}
-
 /* Why there is no catch-up now. */
 static void say_no_room(const struct remus_hello_reply *reply, uint64_t bytes)
 {
     int pinned = (reply->flags & REMUS_REPLY_PINNED) != 0;
     char text[REMUS_REASON_MAX];
-    remus_primary_full_text(text, reply->committed, reply->held, pinned);
+    remus_full_text(text, &(struct remus_full){.role = REMUS_ROLE_PRIMARY,
+                                               .pinned = pinned,
+                                               .committed = reply->committed,
+                                               .newest = reply->held});
     /* What fills it, or leaves no room beside it, can be committed; of what
      * is pinned that must be said. */
     if (reply->flags & REMUS_REPLY_FULL || pinned)
@@ -185,7 +171,7 @@ void remus_primary_begin_connection(remus_primary *p, int fd, uint64_t id,
         .on_its_way_ns = now};
     p->fd = fd;
     p->idle_ns = now;
-    remus_primary_authority_event(p, REMUS_EVENT_CONNECTED, 0);
+    remus_primary_authority_connected(p);
 }
 
 static const struct {

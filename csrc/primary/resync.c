@@ -304,9 +304,9 @@ static int compared(remus_primary *p, const struct remus_hello_reply *reply,
     uint64_t id = p->c.id;
     remus_primary_unlock(p);
     if (!up || !counts)
-        return remus_fail(-EPROTO, up ? "a disk failed meanwhile: what "
-                                        "differs must be found out again"
-                                      : "the link went");
+        return remus_fail(-EPROTO, up ? "a disk failed meanwhile: the "
+                                        "sides must be compared again"
+                                      : "the link was lost");
     *plan = remus_primary_plan(p, reply, 1);
     if (*plan == REMUS_PLAN_WAIT)
         return -ENOSPC;
@@ -320,7 +320,8 @@ static int compared(remus_primary *p, const struct remus_hello_reply *reply,
         slot = remus_primary_begin_plan(p, reply, *plan, &r);
     remus_primary_unlock(p);
     if (!slot)
-        return remus_fail(-EPROTO, "a new generation began, or the link went");
+        return remus_fail(-EPROTO,
+                          "a new generation began, or the link was lost");
     remus_sendq_publish(&p->queue, slot, &r, NULL);
     return 0;
 }
@@ -359,7 +360,7 @@ static int end_direct(remus_primary *p)
     if (up)
         remus_dirty_base(&p->dirty, p->c.first - 1);
     remus_primary_unlock(p);
-    return up ? 0 : remus_fail(-EPROTO, "the link went");
+    return up ? 0 : remus_fail(-EPROTO, "the link was lost");
 }
 
 static int carry_out(remus_primary *p, enum remus_plan plan,

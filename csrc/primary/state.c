@@ -30,8 +30,8 @@ static void log_that(remus_primary *p, const char *text)
 
 void remus_primary_shows(remus_primary *p)
 {
-    if (remus_events_show(&p->events, remus_primary_state(p),
-                          remus_link_up(p)))
+    if (remus_events_show(&p->events, REMUS_ROLE_PRIMARY,
+                          remus_primary_state(p), remus_link_up(p)))
         log_that(p, ""); /* what is said next completes it */
 }
 

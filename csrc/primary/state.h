@@ -302,8 +302,7 @@ struct remus_primary {
     struct remus_connection c;     /* the one that is up, or was up last */
     char reason[REMUS_REASON_MAX]; /* state.c, as the next one */
     char lost_reason[REMUS_REASON_MAX]; /* why the link was lost last */
-    int shown; /* the public state as it was shown last (checked builds) */
-    int fd;    /* conn.fd while the link is up, else -1; closed by the engine
+    int fd; /* conn.fd while the link is up, else -1; closed by the engine
                   only, with rx_lock and send_lock held */
     uint64_t open_epoch;   /* epoch of the next write */
     uint64_t closed_bytes; /* written and zeroed in the epoch before */

@@ -185,8 +185,8 @@ static int begin(struct verify *v)
                           p->resource);
     if (remus_primary_state(p) != REMUS_STATE_PROTECTED)
         return remus_fail(-EPROTO,
-                          "resource %s: verify: it is %s: %s: only what is "
-                          "Protected can be compared",
+                          "resource %s: verify: it is %s: %s: only a "
+                          "Protected resource can be compared",
                           p->resource,
                           remus_state_name(remus_primary_state(p)), p->reason);
     p->verify = (struct remus_verify){.running = 1};

@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "base/error.h"
+#include "link/full.h"
 #include "primary/internal.h"
 
 typedef unsigned long long ull;
@@ -35,7 +36,10 @@ int remus_primary_waits_for_commits(remus_primary *p, char *text)
     uint64_t wait_ns = remus_primary_oldest_wait(p, remus_primary_now(p));
     if (wait_ns < HOPELESS_MS * 1000000u || !lacks_commits(p))
         return 0;
-    remus_primary_full_text(text, p->c.accepted, p->acked, p->c.pinned);
+    remus_full_text(text, &(struct remus_full){.role = REMUS_ROLE_PRIMARY,
+                                               .pinned = p->c.pinned,
+                                               .committed = p->c.accepted,
+                                               .newest = p->acked});
     return 1;
 }
 

@@ -106,7 +106,7 @@ def _flush_output() -> bool:
         silence(sys.stdout)
     except (OSError, ValueError) as error:
         silence(sys.stdout)
-        say(f"standard output: {error}: what was printed is not complete")
+        say(f"standard output: {error}: the output is not complete")
     else:
         return True
     return False
@@ -301,7 +301,7 @@ def _swap(arguments: argparse.Namespace) -> int:
         ),
         lambda: f"swapping the roles of {resource.name}",
     )
-    hint = "no --swapped any more" if arguments.swapped else "use --swapped"
+    hint = "leave out --swapped" if arguments.swapped else "use --swapped"
     print(
         f"{resource.name} swapped at checkpoint {result['checkpoint']}: this host is "
         f"the primary now, the other one the backup ({hint})"

@@ -205,7 +205,7 @@ def _add_backup(commands: Any) -> None:
         "--create",
         action="store_true",
         help="at the first start, create images that are missing, as sparse files "
-        "of the size that FILE gives; what is there is never touched",
+        "of the size that FILE gives; an image that exists is never touched",
     )
     parser.add_argument(
         "--discard-local",
@@ -291,7 +291,7 @@ def _add_status(commands: Any) -> None:
         "status",
         "say what each side does",
         "Ask the processes of this host. A backup that does not run is read from\n"
-        "its state directory; the exit code is 4 all the same.",
+        "its state directory; the exit code is 4 in any case.",
         "remus-native status --json guest0.toml",
     )
     parser.add_argument(

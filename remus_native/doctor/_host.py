@@ -107,7 +107,9 @@ def fence(subject: Subject) -> Iterator[Finding]:
     try:
         subject.run_fence()
     except RemusError as error:
-        yield says(ERROR, str(error), "mend the command: nothing is promoted so")
+        yield says(
+            ERROR, str(error), "repair the command: until then nothing is promoted"
+        )
         return
     took = time.monotonic() - started
     limit = resource.limits.fence_ms / 1000

@@ -109,7 +109,7 @@ def _bindable(subject: Subject, address: str) -> Finding:
             "listen",
             ERROR,
             f"{address}: the name was not resolved: {error.strerror or error}",
-            "mend the name, or write the address as numbers",
+            "correct the name, or write the address as numbers",
         )
     why: OSError | None = None
     for family, place in addresses:
@@ -129,7 +129,7 @@ def _bindable(subject: Subject, address: str) -> Finding:
             'it is no address of this host: mend it, or say listen = "tcp:0.0.0.0:..."'
         )
     else:
-        fix = "mend what it says"
+        fix = "repair what it reports"
     return subject.says("listen", ERROR, f"{address}: {why.strerror}", fix)
 
 
@@ -169,7 +169,7 @@ def connect(subject: Subject) -> Iterator[Finding]:
             "connect",
             ERROR,
             f"{address}: the name was not resolved: {error.strerror or error}",
-            "mend the name or the name server (getent ahosts NAME)",
+            "correct the name or the name server (getent ahosts NAME)",
         )
         return
     yield _reached(subject, address, addresses, needed)
@@ -218,7 +218,7 @@ def _reached(
             "connect",
             WARNING,
             f"{address}: the host answers, nobody listens there",
-            "start the backup, or mend the port",
+            "start the backup, or correct the port",
         )
     if refused:
         return subject.says(

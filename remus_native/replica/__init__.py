@@ -64,6 +64,9 @@ class ReplicaResource:
     before `commit` of n, not before the end of `preresume` of n.  After a
     failed preresume n is unknown: preresume may be retried, and the commit
     of the next epoch covers it.
+
+    Phases come from one thread at a time; a method blocks only where it says
+    so.  All raise `ReplicationLost` on a loss, `PhaseError` out of order.
     """
 
     kind = "disk"
@@ -88,7 +91,7 @@ class ReplicaResource:
         self._acked: int | None = None  # epoch that may be committed
 
     def setup(self) -> None:
-        """Wait until Protected; raises `DeviceNotReady` with the reason."""
+        """Block until Protected; raises `DeviceNotReady` with the reason."""
         try:
             self.primary.wait_protected(self.setup_timeout_s)
         except RemusError as error:
@@ -132,7 +135,10 @@ class ReplicaResource:
         return epoch
 
     def preresume(self, timeout_s: float | None = None) -> None:
-        """Wait for the ack of the epoch that postsuspend closed."""
+        """Block until the epoch that postsuspend closed is acked.
+
+        Raises `CheckpointTimeout` too.
+        """
         self._check("preresume")
         if self._waiting is None:
             raise PhaseError(

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import CheckpointTimeout, StateError
 
 if TYPE_CHECKING:
-    from ._primary import Primary
     from ._side import Side
 
-__all__ = ["in_thread", "started", "wait_protected"]
+__all__ = ["in_thread", "started", "until"]
 
 T = TypeVar("T")
 
@@ -68,15 +67,20 @@ def listening(side: Side[Any]) -> Iterator[asyncio.Event]:
         del side._listeners[key]
 
 
-async def wait_protected(primary: Primary, timeout_s: float | None) -> None:
-    """Look, sleep until something changes, look again."""
+async def until(
+    side: Side[Any], look: Callable[[], None], timeout_s: float | None
+) -> None:
+    """Look, sleep until something changes on ``side``, look again.
+
+    ``look`` raises `CheckpointTimeout` as long as it is not so yet.
+    """
     loop = asyncio.get_running_loop()
     end = None if timeout_s is None else loop.time() + timeout_s
-    with listening(primary) as changed:
+    with listening(side) as changed:
         while True:
             changed.clear()
             try:
-                primary.wait_protected(0)
+                look()
                 return
             except CheckpointTimeout:
                 left = None if end is None else end - loop.time()

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._binding import ffi, lib, sized, text
 from .._checks import boolean, encoded, every, integer
+from .._handle import Handle
 from .._values import (
     Ack,
     Checkpoint,
@@ -25,9 +26,6 @@ from .._values import (
 from ..errors import ConfigError, StateError, raise_for
 from ._config import BackupConfig, Config
 from ._side import Side
-
-if TYPE_CHECKING:
-    from ._nodes import Standby
 
 __all__ = ["Backup"]
 
@@ -49,6 +47,10 @@ class Backup(Side[BackupConfig]):
     of for so long, `promote` wants its checkpoint named.  ``read_only``:
     for `status` and `checkpoints`: nothing is changed, no disk opened.
     `of` takes the same as one value, a `BackupConfig`.
+
+    Any thread may call any method.  A method blocks only where it says so.
+    All raise `ConfigError` for a bad argument, and `StateError` once this is
+    closed or in a forked child.
     """
 
     def __init__(
@@ -102,16 +104,17 @@ class Backup(Side[BackupConfig]):
 
     def _opened(self, raw: Any) -> None:
         self.volumes = tuple(volume.name for volume in self.config.volumes)
-        self._standbys: list[Standby] = []
+        self._standbys: list[Handle] = []  # to close first
 
     def serve(
         self, address: str | None = None, *, tls: Tls | None = None, loss_ms: int = 0
     ) -> None:
         """Listen and serve one primary at a time, in threads of the handle.
 
-        What is not given here is its `config`'s.  Over TCP a ``psk_file``
-        must have been given, or ``tls="off"``: then whoever can connect can
-        replace the disks.
+        What is not given here comes from `config`.  TCP needs ``psk_file`` or
+        ``tls="off"``; with "off" whoever can connect can replace the disks.
+        ``loss_ms``: a primary that is silent so long is lost.  Raises
+        `StateError` (EADDRINUSE, ...).
         """
         address = self.config.address if address is None else address
         if address is None:
@@ -143,17 +146,22 @@ class Backup(Side[BackupConfig]):
         )
 
     def commit(self, epoch: int) -> None:
-        """Commit ``epoch`` and every prepared one before it, durably."""
+        """Commit ``epoch`` and every prepared one before it, durably.
+
+        Blocks for one sync of the journal.  Raises `StateError` if it is not
+        prepared here, or an older one is pinned.
+        """
         with self._call() as raw:
             rc = lib.remus_backup_commit(raw, integer("epoch", epoch, 1 << 63))
             if rc < 0:
                 raise_for(rc, phase="commit", epoch=epoch, invalid=StateError)
 
     def pin(self, epoch: int | None) -> None:
-        """Commit nothing newer than ``epoch`` until it is let go (None).
+        """Commit nothing newer than ``epoch`` until the pin is released (None).
 
-        For who holds its complete memory on this host.  Raises `StateError`:
-        it is not here, a newer one is committed, or both sides switch roles.
+        For the program that holds the checkpoint's complete memory on this
+        host.  Raises `StateError` if it is not here, if a newer one is
+        committed, or while both sides switch roles.
         """
         with self._call() as raw:
             n = 0 if epoch is None else integer("epoch", epoch, 1 << 63)
@@ -164,13 +172,14 @@ class Backup(Side[BackupConfig]):
     def ask(self, *, keep: bool = False, switch: bool = False) -> bool:
         """Ask the primary to step down, as `promote` does by itself.
 
-        For who has something to do between the answer and the promote.  True:
-        it did, fenced for good; False: none is connected, or it fell silent.
-        ``keep``: a checkpoint that is there will be named, so the primary
-        takes no last one.  ``switch``: its status shall say ``switches``, for
-        it is to be the backup next; not while a checkpoint is pinned.  Blocks
-        until it answers or is lost.  Raises `StateError` (EBUSY): it does not,
-        and why.
+        For a caller that has something to do between the answer and the
+        promote.  True: the primary stepped down and is permanently fenced;
+        False: none is connected, or it fell silent.  ``keep``: the promote
+        will name a checkpoint that exists, so the primary takes no last one.
+        ``switch``: the primary is to be the backup next, and its status says
+        ``switches``; refused while a checkpoint is pinned.  Blocks until it
+        answers or is lost.  Raises `StateError` (EBUSY) if it does not step
+        down, with the reason.
         """
         with self._call() as raw:
             flags = lib.REMUS_ASK_KEEP if keep else 0
@@ -190,13 +199,13 @@ class Backup(Side[BackupConfig]):
         """Fail over to exactly one checkpoint and return its number.
 
         Without a name: the last committed one; if the resource is driven
-        through ioctls, which know no commit, the newest of which an ioctl 30
-        was told that it is safe, or that was empty.  Blocks for
-        disk I/O.  A connected primary is asked first (`ask`), unless
-        ``force`` cuts it off.  Raises `StateError` if there is no such
-        checkpoint (the text names what can be had), if the primary does not
-        step down (EBUSY), or if none is named and the one that would be taken
-        was the newest state to be had longer than ``stale_ms`` ago (ESTALE).
+        through ioctls, which have no commit, the newest one that was reported
+        safe to an ioctl 30, or was empty.  Blocks for disk I/O.  A connected
+        primary is asked first (`ask`), unless ``force`` cuts it off.  Raises
+        `StateError` if there is no such checkpoint (the text names those that
+        exist), if the primary does not step down (EBUSY), or if none is named
+        and the default one was the newest available state longer than
+        ``stale_after_ms`` ago (ESTALE).
         """
         by, epoch, name = _promote_by(checkpoint, tag)
         out = ffi.new("uint64_t *")
@@ -215,10 +224,10 @@ class Backup(Side[BackupConfig]):
         tag: Tag | None = None,
         force: bool = False,
     ) -> int:
-        """`promote` for asyncio, in a thread.
+        """`promote` for asyncio, in a thread; the loop does not block.
 
-        A promote that was begun can't be taken back: a task that is
-        cancelled leaves it, and it goes on.
+        A promote that has begun can't be undone: cancelling the task leaves
+        it, and it goes on.
         """
         from . import _async
 
@@ -229,8 +238,8 @@ class Backup(Side[BackupConfig]):
     def target(self, checkpoint: int | None = None, *, tag: Tag | None = None) -> int:
         """The checkpoint to which `promote` would go; never blocks.
 
-        For who has something to do before it that can't be undone, such as
-        fencing the primary.  Raises what it would raise, but for EBUSY.
+        For a caller that has to do something irreversible before it, such as
+        fencing the primary.  Raises what `promote` would raise, except EBUSY.
         """
         by, epoch, name = _promote_by(checkpoint, tag)
         out = ffi.new("uint64_t *")
@@ -241,7 +250,7 @@ class Backup(Side[BackupConfig]):
         return int(out[0])
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """What `promote` accepts, oldest first."""
+        """The checkpoints that `promote` accepts, oldest first."""
         cap = 4096
         out = sized("checkpoint", cap)
         with self._call() as raw:
@@ -267,7 +276,8 @@ class Backup(Side[BackupConfig]):
     def close(self) -> None:
         """Stop serving, apply what is committed, sync; idempotent.
 
-        Its nodes (`Standby`) are closed first.
+        Blocks for disk I/O, and for calls that other threads are in.  Its
+        nodes (`Standby`) are closed first.
         """
         if self._foreign():
             return

@@ -70,6 +70,11 @@ class Export(Handle):
     ``kept``: the descriptors of `keep_open`, which another process has, too:
     that one can go on with the mount when this one is gone. They are the
     caller's, who closes them before `close`.
+
+    Any thread may call any method.  A method blocks only where it says so.
+    All raise `ConfigError` for a bad argument, and `StateError` once this is
+    closed or in a forked child.
+    Opening blocks for the mount.
     """
 
     def __init__(
@@ -119,7 +124,10 @@ class Export(Handle):
             return bool(lib.remus_export_alive(raw))
 
     def close(self) -> None:
-        """Unmount and stop; idempotent.  Open files then fail."""
+        """Unmount and stop; idempotent.  Blocks for requests under way.
+
+        Open files then fail.
+        """
         raw = self._take()
         if raw is not None:
             lib.remus_export_close(raw)
@@ -137,6 +145,11 @@ class Standby(Handle):
     disks, and calls `switch`; or it calls `refuse`.  From then on this is
     that primary's export, and closed by its close.  ``keep_guarded``: as of
     `Export`.
+
+    Any thread may call any method.  A method blocks only where it says so.
+    All raise `ConfigError` for a bad argument, and `StateError` once this is
+    closed or in a forked child.
+    Opening blocks for the mount.
     """
 
     def __init__(
@@ -183,7 +196,10 @@ class Standby(Handle):
             return bool(lib.remus_export_alive(raw))
 
     def release(self) -> None:
-        """Let go of the backup, so that it can be closed; idempotent."""
+        """Let go of the backup, so that it can be closed; idempotent.
+
+        Blocks for reads under way.
+        """
         with self._call() as raw:
             lib.remus_standby_release(raw)
         if isinstance(self._side, Backup):
@@ -192,9 +208,9 @@ class Standby(Handle):
             self._side = None
 
     def switch(self, primary: Primary) -> None:
-        """``primary`` serves the nodes from here on; who waits is let in.
+        """``primary`` serves the nodes from here on; opens that wait succeed.
 
-        Raises `ConfigError` if it has other volumes.
+        Blocks for reads under way.  Raises `ConfigError` if it has other volumes.
         """
         self.release()
         raw_primary = primary._enter()  # held until close
@@ -207,12 +223,15 @@ class Standby(Handle):
         primary._exports.append(self)
 
     def refuse(self, error: int = 0) -> None:
-        """Who waits with an open gets the errno ``error`` (EIO)."""
+        """Opens that wait fail with the errno ``error`` (0: EIO)."""
         with self._call() as raw:
             lib.remus_standby_refuse(raw, integer("error", error, 4095))
 
     def close(self) -> None:
-        """Unmount and stop; idempotent.  Open files then fail."""
+        """Unmount and stop; idempotent.  Blocks for requests under way.
+
+        Open files then fail.
+        """
         raw = self._take()
         if raw is not None:
             lib.remus_export_close(raw)

@@ -8,10 +8,11 @@ import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._binding import ffi, lib, sized
 from .._checks import boolean, choice, encoded, every, integer, milliseconds
+from .._handle import Handle
 from .._values import (
     ON_LOSS,
     Ack,
@@ -39,9 +40,6 @@ from ..errors import (
 )
 from ._config import Config, PrimaryConfig
 from ._side import Side
-
-if TYPE_CHECKING:
-    from ._nodes import Export, Standby
 
 __all__ = ["Primary"]
 
@@ -84,6 +82,10 @@ class Primary(Side[PrimaryConfig]):
     Raises `ConfigError` for bad settings, `StateError` (errno EBUSY) if
     another process has the state directory or a disk; EPERM if others can
     write to that directory.
+
+    Any thread may call any method.  A method blocks only where it says so.
+    All raise `ConfigError` for a bad argument, and `StateError` once this is
+    closed or in a forked child.
     """
 
     def __init__(
@@ -169,7 +171,7 @@ class Primary(Side[PrimaryConfig]):
         self._names = {volume.name: i for i, volume in enumerate(volumes)}
         self._epoch = ffi.new("uint64_t *")  # postsuspend, under _epoch_lock
         self._epoch_lock = threading.Lock()
-        self._exports: list[Export | Standby] = []
+        self._exports: list[Handle] = []  # to close first
         self._groups: list[Any] = []  # sessions that drive it in C
         self.epochs = EpochStatistics.of(
             lib.remus_primary_epochs(raw), self, self._what
@@ -211,7 +213,7 @@ class Primary(Side[PrimaryConfig]):
         return bytes(ffi.buffer(buf, length))
 
     def pread_into(self, volume: int | str, buffer: Buffer, offset: int) -> None:
-        """Fill ``buffer`` from ``offset`` on: a `pread` without a copy.
+        """Fill ``buffer`` from ``offset`` on: a `pread` without a copy; blocks as it.
 
         Anything writable with the buffer protocol, and contiguous.
         """
@@ -245,7 +247,7 @@ class Primary(Side[PrimaryConfig]):
             self._io(rc, volume)
 
     def preadv(self, volume: int | str, buffers: Sequence[Buffer], offset: int) -> None:
-        """Fill each of ``buffers`` in turn, from ``offset`` on.
+        """Fill each of ``buffers`` in turn, from ``offset`` on; blocks as `pread`.
 
         They are as the buffer of `pread_into`; at most 1024 of them.
         """
@@ -261,10 +263,10 @@ class Primary(Side[PrimaryConfig]):
     ) -> None:
         """Write ``buffers``, one behind the other: one `pwrite`, without a copy.
 
-        At most 1024 of them.  No write that overlaps comes between, and up to
-        1 MiB (a quarter of the backup's ``segment_bytes``, if that is less)
-        all of it is in one epoch, whatever `postsuspend` does in another
-        thread; the same holds of `pwrite`.
+        At most 1024 of them.  Blocks and raises as `pwrite`.  No write that
+        overlaps comes between, and up to 1 MiB (a quarter of the backup's
+        ``segment_bytes``, if that is less) all of it is in one epoch, whatever
+        `postsuspend` does in another thread; the same holds of `pwrite`.
         """
         index = self._index(volume)
         integer("offset", offset, 1 << 62)
@@ -294,11 +296,11 @@ class Primary(Side[PrimaryConfig]):
             yield vector, len(views)
 
     def discard(self, volume: int | str, offset: int, length: int) -> None:
-        """Discard a range: zeroes on both sides."""
+        """Discard a range: zeroes on both sides; blocks and raises as `pwrite`."""
         self.write_zeroes(volume, offset, length)
 
     def write_zeroes(self, volume: int | str, offset: int, length: int) -> None:
-        """Make a range zero on both sides."""
+        """Make a range zero on both sides; blocks and raises as `pwrite`."""
         index = self._index(volume)
         integer("offset", offset, 1 << 62)
         integer("length", length, 1 << 62)
@@ -306,7 +308,10 @@ class Primary(Side[PrimaryConfig]):
             self._io(lib.remus_primary_write_zeroes(raw, index, offset, length), volume)
 
     def flush(self, volume: int | str) -> None:
-        """Sync the local disk; what a guest's fsync reaches."""
+        """Sync the local disk, as a guest's fsync does; blocks for it.
+
+        Raises `StateError` (EIO, ...).
+        """
         index = self._index(volume)
         with self._call() as raw:
             self._io(lib.remus_primary_flush(raw, index), volume)
@@ -318,7 +323,7 @@ class Primary(Side[PrimaryConfig]):
             return int(lib.remus_primary_size(raw, index))
 
     def wait_protected(self, timeout_s: float | None = None) -> None:
-        """Wait until checkpoints can be taken.
+        """Block until checkpoints can be taken.
 
         Raises `CheckpointTimeout`; the text says what is missing.
         """
@@ -335,7 +340,7 @@ class Primary(Side[PrimaryConfig]):
         """
         from . import _async
 
-        await _async.wait_protected(self, timeout_s)
+        await _async.until(self, lambda: self.wait_protected(0), timeout_s)
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[None]:
@@ -395,7 +400,10 @@ class Primary(Side[PrimaryConfig]):
     async def verify_async(
         self, *, repair: bool = False, rate: int = 0
     ) -> Verification:
-        """`verify` for asyncio, in a thread; cancelling the task ends it."""
+        """`verify` for asyncio, in a thread; cancelling the task ends it.
+
+        ``rate``: bytes a second at most; 0 is no limit.
+        """
         from . import _async
 
         return await _async.in_thread(
@@ -461,7 +469,7 @@ class Primary(Side[PrimaryConfig]):
             return int(self._epoch[0])
 
     def preresume(self, epoch: int, timeout_s: float | None = None) -> None:
-        """Return only when ``epoch`` is safe on the backup.
+        """Block until ``epoch`` is safe on the backup.
 
         Raises `ReplicationLost`, or `CheckpointTimeout` (may be called
         again).  ``timeout_s`` None waits without a limit.
@@ -542,7 +550,7 @@ class Primary(Side[PrimaryConfig]):
         return sample_from(out) if found else None
 
     def status(self) -> Status:
-        """State and counters now."""
+        """State and counters now; never blocks."""
         out = sized("status")
         with self._call() as raw:
             lib.remus_primary_status(raw, out)
@@ -551,10 +559,10 @@ class Primary(Side[PrimaryConfig]):
     def close(self) -> None:
         """End replication cleanly and close the disks; idempotent.
 
-        What is queued is sent, for at most ``loss_ms``.  Its exports are
-        closed first, and the sessions of a device layer that drive it end.
-        Waits for calls that other threads are in: one in `preresume` ends
-        with its timeout.
+        Blocks while what is queued is sent, at most ``loss_ms``, and for calls
+        that other threads are in: one in `preresume` ends with its timeout.
+        Its exports are closed first, and the sessions of a device layer that
+        drive it end.
         """
         if self._foreign():
             return

@@ -32,7 +32,7 @@ class Side(Handle, Generic[C]):
 
     @classmethod
     def of(cls, config: C) -> Self:
-        """Open the side that ``config`` describes."""
+        """Open the side that ``config`` describes; blocks for local I/O."""
         side = cls.__new__(cls)
         side._open(config)
         return side

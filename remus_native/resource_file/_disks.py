@@ -185,7 +185,7 @@ def check_disks(
                 "mount or restore it; only if it is lost, empty the state "
                 "directory"
                 + (" and the journal" if side == "backup" else "")
-                + " and let the primary copy the disks anew",
+                + " and let the primary copy the disks again",
             )
             continue
         if create and side == "backup" and not os.path.lexists(path):

@@ -214,6 +214,9 @@ static unsigned int states(void)
                     EXPECT(f.connected && f.consistent &&
                            p == REMUS_AT_STREAMING &&
                            r != REMUS_SUPER_PROMOTED);
+                /* What streams is on its way to be whole. */
+                if (state == REMUS_STATE_INCONSISTENT)
+                    EXPECT(!f.consistent && p != REMUS_AT_STREAMING);
                 if (state == REMUS_STATE_STANDBY)
                     EXPECT(f.consistent);
                 EXPECT((state == REMUS_STATE_PROMOTING) ==

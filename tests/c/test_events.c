@@ -5,7 +5,11 @@
  */
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/events.h"
 #include "pair.h"
@@ -59,6 +63,40 @@ static void a_change_between_look_and_sleep_wakes(void)
     (void)remus_events_take(&events);
     EXPECT(!readable(events.fd, 0));
     remus_events_close(&events);
+}
+
+/* How a child ends whose side goes from one state to another. */
+static int goes(int role, int from, int to)
+{
+    int status;
+    pid_t pid = fork();
+    EXPECT(pid >= 0);
+    if (!pid) {
+        struct remus_events own = {.fd = -1, .state = from};
+        EXPECT(freopen("/dev/null", "w", stderr));
+        _exit(remus_events_show(&own, role, to, 0) != (from != to));
+    }
+    EXPECT(waitpid(pid, &status, 0) == pid);
+    return status;
+}
+
+/* Whatever is logged or told goes through here. */
+static void a_state_that_can_not_follow_ends_a_test(void)
+{
+    for (int role = REMUS_ROLE_PRIMARY; role <= REMUS_ROLE_BACKUP; role++)
+        for (int from = 0; from <= REMUS_STATE_FENCED; from++)
+            for (int to = 0; to <= REMUS_STATE_FENCED; to++) {
+                int first = role == REMUS_ROLE_BACKUP &&
+                            from == REMUS_STATE_CONNECTING;
+                int may = first || from == to ||
+                          remus_state_follows((enum remus_role)role,
+                                              (enum remus_state)from,
+                                              (enum remus_state)to);
+                int status = goes(role, from, to);
+                EXPECT(may ? status == 0
+                           : WIFSIGNALED(status) &&
+                                 WTERMSIG(status) == SIGABRT);
+            }
 }
 
 static void state_and_link_are_told(void)
@@ -205,6 +243,7 @@ static void a_wait_ends_by_time_cancel_or_loss(void)
 int main(void)
 {
     a_change_between_look_and_sleep_wakes();
+    a_state_that_can_not_follow_ends_a_test();
     state_and_link_are_told();
     an_ack_wakes_a_poll_loop();
     a_wait_ends_by_time_cancel_or_loss();

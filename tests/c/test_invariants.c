@@ -20,7 +20,6 @@ static void connected(remus_primary *p)
     p->c.first = p->open_epoch;
     p->c.credit = 100;
     p->c.spent = 100;
-    p->shown = REMUS_STATE_CATCHING_UP;
 }
 
 static void no_socket(remus_primary *p)
@@ -83,11 +82,6 @@ static void nobody_hears_of_room(remus_primary *p)
     p->parked_room = 1;
 }
 
-static void a_state_that_does_not_follow(remus_primary *p)
-{
-    p->shown = REMUS_STATE_FENCED;
-}
-
 static void a_change_that_nobody_was_told(remus_primary *p)
 {
     p->events.state = REMUS_STATE_CONNECTING;
@@ -111,7 +105,6 @@ static void (*const broken[])(remus_primary *p) = {
     failed_without_an_error,
     acked_without_a_barrier,
     nobody_hears_of_room,
-    a_state_that_does_not_follow,
     a_change_that_nobody_was_told,
     a_link_that_nobody_was_told,
 };

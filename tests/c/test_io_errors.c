@@ -177,7 +177,7 @@ static void look(struct pair *t)
            b.state == REMUS_STATE_CATCHING_UP);
     if (b.state != REMUS_STATE_FAILED)
         return;
-    EXPECT(strstr(b.reason, "mend that and restart this backup"));
+    EXPECT(strstr(b.reason, "repair that and restart this backup"));
     for (int i = 0; i < 10000; i++) {
         CHECK(remus_primary_status(t->p, &p));
         if (p.state == REMUS_STATE_UNPROTECTED)

@@ -166,7 +166,7 @@ def test_a_sparse_image_that_finds_no_room_at_apply(rig):
     acked |= goes_on_to_write(rig, lambda: rig.backup.status().state is State.FAILED)
     reason = rig.backup.status().reason
     assert "xvda" in reason and "No space left" in reason and "image" in reason
-    assert "mend that and restart" in reason
+    assert "repair that and restart" in reason
     assert "No space left" in unprotected(rig.primary)
     with pytest.raises(StateError, match="restart"):
         rig.backup.promote(force=True)
@@ -230,7 +230,7 @@ def test_a_disk_of_the_backup_disappears(rig, part):
     acked |= goes_on_to_write(rig, lambda: rig.backup.status().state is State.FAILED)
     reason = rig.backup.status().reason
     assert "Input/output error" in reason and str(rig.folder) in reason
-    assert "mend that and restart" in reason
+    assert "repair that and restart" in reason
     assert "Input/output error" in unprotected(rig.primary)
     with pytest.raises(StateError):
         rig.backup.promote(force=True)

@@ -75,6 +75,28 @@ def test_arrows_point_down(path):
     assert imported_floors(path) <= allowed
 
 
+def imported_files(path: Path) -> set[Path]:
+    """The files of its own folder that ``path`` imports, for types too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            for name in [node.module] if node.module else [n.name for n in node.names]:
+                other = path.parent / f"{name}.py"
+                if other.exists() and path.name != "__init__.py":
+                    found.add(other)
+    return found
+
+
+@pytest.mark.parametrize("folder", ["", "replica", "resource_file", "control"])
+def test_no_circle_inside_a_folder_of_the_library(folder):
+    """Take away what imports nothing that is left, until nothing is left."""
+    left = {path: imported_files(path) for path in (PACKAGE / folder).glob("*.py")}
+    while free := [path for path, used in left.items() if not used & set(left)]:
+        for path in free:
+            del left[path]
+    assert sorted(path.name for path in left) == []
+
+
 @pytest.mark.parametrize("folder", sorted(BELOW))
 def test_a_folder_can_be_seen_at_once(folder):
     assert len(list((PACKAGE / folder).glob("*.py"))) <= FILES_MAX

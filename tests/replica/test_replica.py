@@ -69,7 +69,7 @@ def test_promote_to_each_prepared_checkpoint_by_number_and_tag(make_pair):
     want = b"".join(bytes([65 + i]) * 4096 for i in range(3)) + bytes(65536 - 3 * 4096)
     assert pair.image("backup", 0) == want
     assert pair.backup.promote() == epochs[2]
-    with pytest.raises(StateError, match="there is no other any more"):
+    with pytest.raises(StateError, match="no other one is possible"):
         pair.backup.promote(epochs[3])
 
 

@@ -207,7 +207,7 @@ def make_pair_factory(tmp_path_factory):
 def test_only_what_is_protected_can_be_compared(make_pair):
     pair = make_pair([MIB])
     lose(pair)
-    with pytest.raises(ReplicationLost, match="only what is Protected"):
+    with pytest.raises(ReplicationLost, match="only a Protected resource"):
         pair.primary.verify()
 
 
