@@ -315,8 +315,7 @@ int remus_backup_target(remus_backup *b, enum remus_promote_by by,
 }
 
 /* A switch ends with the newest checkpoint, which a pin keeps from being
- * committed: whoever went on after an interruption would have the pinned one
- * by default. */
+ * committed: after an interruption the pinned one would be the default. */
 static int begin_switch(remus_backup *b)
 {
     int err = 0;
