@@ -304,7 +304,7 @@ define run-test
 endef
 
 # What measures time runs before the rest, with nothing beside it.
-C_ALONE := test_fuse_stall test_group_costs test_return test_roles
+C_ALONE := test_checkpoint_costs test_fuse_stall test_group_costs test_return test_roles
 
 define variant-runs
 .PHONY: build-$(1) $($(1)_TESTS:$(BUILD)/$(1)/%=run-$(1)-%)

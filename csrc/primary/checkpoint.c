@@ -152,7 +152,8 @@ void remus_primary_send_now(remus_primary *p, struct remus_slot *slot,
 {
     remus_sendq_publish_quietly(&p->queue, slot, r, payload);
     if (pthread_mutex_trylock(&p->queue.send_lock)) {
-        remus_sendq_wake(&p->queue);
+        if (!remus_sendq_pumped(&p->queue))
+            remus_sendq_wake(&p->queue);
         return;
     }
     remus_primary_lock(p);

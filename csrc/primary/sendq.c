@@ -189,16 +189,21 @@ static void gather(struct remus_sendq *q)
     }
 }
 
-int remus_sendq_pump(struct remus_sendq *q, struct remus_conn *conn)
+/* As remus_sendq_pump(); what comes while `pumping` is set is sent, too.
+ * (send_lock held) */
+static int send_ready(struct remus_sendq *q, struct remus_conn *conn)
 {
     uint64_t sent = atomic_load(&q->sent);
     for (;;) {
         gather(q);
         uint64_t todo = q->ready_end - sent;
         if (!todo) {
+            if (atomic_exchange(&q->pumping, 0))
+                continue; /* what was left to us is there by now */
             atomic_store(&q->slots_sent, q->next_slot);
             return 0;
         }
+        atomic_store(&q->pumping, 1);
         size_t n = todo < SEND_BYTES ? (size_t)todo : SEND_BYTES;
         ssize_t done = remus_conn_send(conn, q->ring + sent % q->size, n);
         if (done < 0)
@@ -209,6 +214,19 @@ int remus_sendq_pump(struct remus_sendq *q, struct remus_conn *conn)
          * `sent`. */
         atomic_store(&q->slots_sent, q->next_slot);
     }
+}
+
+int remus_sendq_pump(struct remus_sendq *q, struct remus_conn *conn)
+{
+    atomic_store(&q->pumping, 1);
+    int rc = send_ready(q, conn);
+    atomic_store(&q->pumping, 0); /* if it ended early */
+    return rc;
+}
+
+int remus_sendq_pumped(const struct remus_sendq *q)
+{
+    return atomic_load(&q->pumping);
 }
 
 /* Is there a published record that was not gathered? */

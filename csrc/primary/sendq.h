@@ -51,6 +51,8 @@ struct remus_sendq {
     _Atomic uint64_t sent; /* bytes the socket took; send_lock to write */
     _Atomic uint64_t slots_sent; /* slots before this are free; ditto */
     _Atomic uint32_t publishing; /* reserved, not yet published */
+    _Atomic int pumping; /* send_lock to write: what is published now is sent
+                            by who holds that */
 
     /* The sender's sleep. */
     pthread_mutex_t wake_lock;
@@ -91,6 +93,9 @@ void remus_sendq_publish_quietly(struct remus_sendq *q,
  * ready was sent; 1: the socket is full; -errno: the connection is gone.
  */
 int remus_sendq_pump(struct remus_sendq *q, struct remus_conn *conn);
+/* send_lock is somebody's: will he send what was published before, or else
+ * wake the sender (as he must after a pump that did not return 0)? */
+int remus_sendq_pumped(const struct remus_sendq *q);
 /*
  * After something was sent: sleep a moment, so that writers in a row need not
  * wake the sender one by one, and what they publish leaves together.  A wake

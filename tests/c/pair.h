@@ -24,6 +24,7 @@ struct pair {
     char state[2][128];
     char address[128];
     uint64_t size[PAIR_VOLUMES];
+    enum remus_ack ack; /* durable, unless it is set before they are opened */
     remus_primary *p;
     remus_backup *b;
 };
@@ -54,6 +55,7 @@ static inline void pair_open_backup(struct pair *t, remus_io *io)
                                            .state_dir = t->state[1],
                                            .volumes = v,
                                            .volume_count = PAIR_VOLUMES,
+                                           .ack = t->ack,
                                            .journal_bytes = 8u << 20,
                                            .segment_bytes = 256u << 10};
     CHECK(remus_backup_open_io(&bc, io ? io : remus_io_system(), &t->b));
@@ -93,6 +95,7 @@ static inline void pair_start_primary(struct pair *t, remus_io *io)
                                             .volumes = v,
                                             .volume_count = PAIR_VOLUMES,
                                             .address = t->address,
+                                            .ack = t->ack,
                                             .loss_ms = 1000,
                                             .connect_ms = 20,
                                             .idle_ms = 3600000,
