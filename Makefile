@@ -28,7 +28,7 @@ export REMUS_WERROR ?= 1
 .SECONDARY:
 .PHONY: help system-packages setup demo test test-slow test-vm test-c lint format lib \
 	install-lib asan tsan test-asan test-tsan bench bench-quick soak sim sim-long test-sim mutants \
-	fuzz analyze crash clean FORCE
+	fuzz analyze coverage coverage-sim crash clean FORCE
 
 help: ## print the targets (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' \
@@ -232,6 +232,9 @@ fuzz_CC = clang
 fuzz_FLAGS = -Wno-error -DREMUS_CHECKED -O1 -g -fno-omit-frame-pointer \
 	-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
 
+# What was run, by gcov: `make coverage`. Counters that threads share are atomic.
+coverage_FLAGS = -DREMUS_CHECKED -O0 -g --coverage -fprofile-update=atomic
+
 # The thread sanitizer needs the memory layout of a process not to be random.
 checked_RUN =
 asan_RUN = ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1 \
@@ -262,19 +265,28 @@ $(BUILD)/$(1)/test_%: tests/c/test_%.c Makefile $$($(1)_OBJECTS)
 $(1)_TESTS := $(C_TESTS:tests/c/%.c=$(BUILD)/$(1)/%)
 -include $(wildcard $(BUILD)/$(1)/*.d $(BUILD)/$(1)/*/*.d)
 endef
-$(foreach v,plain checked asan tsan fuzz,$(eval $(call variant,$(v))))
+$(foreach v,plain checked asan tsan fuzz coverage,$(eval $(call variant,$(v))))
 
 # The extension that the test suite uses in the place of the package's own.
 $(BUILD)/sim/remus_sim.c: tests/sim/emit.py remus_native/_build.py $(PUBLIC) \
 		tests/sim/remus_testing.h $(STAMP)
 	$(Q)$(BIN)/python tests/sim/emit.py $@
 
-$(BUILD)/sim/remus_sim.so: $(BUILD)/sim/remus_sim.c $(checked_OBJECTS)
+# $(call extension,VARIANT)
+define extension
+	@mkdir -p $(@D)
 	@echo "LINK    $@"
-	$(Q)$(CC) -shared -fPIC $(LANGUAGE) $(checked_FLAGS) \
+	$(Q)$(CC) -shared -fPIC $(LANGUAGE) $($(1)_FLAGS) \
 	    -iquote csrc -iquote tests/sim $$($(BIN)/python -c 'import sysconfig; \
 	print("-I" + sysconfig.get_path("include"))') -o $@ $^ $(LDFLAGS) $(C_LIBS) \
 	    -Wl,-Bsymbolic-functions
+endef
+
+$(BUILD)/sim/remus_sim.so: $(BUILD)/sim/remus_sim.c $(checked_OBJECTS)
+	$(call extension,checked)
+
+$(BUILD)/coverage/extension/remus_sim.so: $(BUILD)/sim/remus_sim.c $(coverage_OBJECTS)
+	$(call extension,coverage)
 
 # The tests of one variant, each with at most five minutes.  Exit 77: it can't
 # run here, and its last line says why.
@@ -325,7 +337,8 @@ WORLD_WRAPS := pthread_mutex_lock pthread_mutex_trylock pthread_mutex_unlock pth
 	eventfd socket bind listen connect accept4 \
 	getsockopt setsockopt send recv sendmsg read \
 	write shutdown close poll setpriority mmap
-WORLD_SOURCES := $(sort $(wildcard tests/sim/world/*.c))
+WORLD_OBJECTS := $(patsubst tests/sim/world/%.c,$(BUILD)/world-objects/%.o,$(sort \
+	$(wildcard tests/sim/world/*.c)))
 # `make sim` has these; `make test` those of SIM_SEEDS (some 17 ms of a CPU each: half a
 # minute on two idle cores), and each of SIM_TWICE twice; `make sim-long` a million.
 SEEDS ?= 2000
@@ -335,12 +348,19 @@ SIM_TWICE ?= 60
 SIM_LONG ?= 1000000
 SIM_JOBS = --jobs $(shell nproc)
 
-$(BUILD)/world: $(WORLD_SOURCES) $(wildcard tests/sim/world/*.h) \
-		$(checked_OBJECTS) Makefile
+# The world itself is built as checked; what it runs is of one variant or another.
+$(BUILD)/world-objects/%.o: tests/sim/world/%.c Makefile
+	@mkdir -p $(@D)
+	@echo "CC      $@"
+	$(Q)$(CC) $(C_FLAGS) -iquote tests/sim -iquote tests/sim/world $(checked_FLAGS) -MMD -MP -c -o $@ $<
+-include $(wildcard $(BUILD)/world-objects/*.d)
+
+$(BUILD)/world: $(WORLD_OBJECTS) $(checked_OBJECTS)
+$(BUILD)/coverage/world: $(WORLD_OBJECTS) $(coverage_OBJECTS)
+$(BUILD)/coverage/world: WORLD_LINK = -Wl,-u,__gcov_dump -lgcov
+$(BUILD)/world $(BUILD)/coverage/world: Makefile
 	@echo "LINK    $@"
-	$(Q)$(CC) $(C_FLAGS) -iquote tests/sim -iquote tests/sim/world \
-	    $(checked_FLAGS) -o $@ $(WORLD_SOURCES) $(checked_OBJECTS) \
-	    $(WORLD_WRAPS:%=-Wl,--wrap=%) $(LDFLAGS) $(C_LIBS)
+	$(Q)$(CC) -o $@ $(filter %.o,$^) $(WORLD_WRAPS:%=-Wl,--wrap=%) $(LDFLAGS) $(C_LIBS) $(WORLD_LINK)
 
 sim: $(BUILD)/world ## both sides in a world that a seed decides (SEED= SEEDS=)
 	$(BUILD)/world $(SIM_JOBS) $(SEED) $(SEEDS)
@@ -351,6 +371,19 @@ sim-long: $(BUILD)/world ## SIM_LONG seeds, for hours; the last line has the rat
 test-sim: $(BUILD)/world ## the simulated world, bounded (SIM_SEEDS= SIM_TWICE=)
 	$(BUILD)/world $(SIM_JOBS) --twice 1 $(SIM_TWICE)
 	$(BUILD)/world $(SIM_JOBS) 1 $(SIM_SEEDS)
+
+# ---- Coverage (tests/covered.txt) ------------------------------------------------
+
+COVERAGE_SEEDS ?= 600
+coverage-sim: ## what of csrc the simulated world runs, by lines and branches (two minutes)
+	@$(MAKE) $(PARALLEL) $(BUILD)/coverage/world
+	$(PYTHON) tests/tools/covered.py --only-world --seeds $(COVERAGE_SEEDS)
+
+# Too long for .ci/run, which has coverage-sim.
+coverage: setup ## what the world and all tests run of csrc, and what not (an hour)
+	@$(MAKE) $(PARALLEL) $(BUILD)/coverage/world $(coverage_TESTS) \
+	    $(BUILD)/coverage/extension/remus_sim.so
+	$(BIN)/python tests/tools/covered.py --seeds $(COVERAGE_SEEDS) --lanes $(LANES)
 
 # ---- Fuzzing (tests/fuzz) ---------------------------------------------------------
 

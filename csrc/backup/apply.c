@@ -376,14 +376,6 @@ static int adopt_held(remus_backup *b)
     return err;
 }
 
-int remus_backup_adopt(remus_backup *b)
-{
-    pthread_mutex_lock(&b->apply_lock);
-    int err = adopt_held(b);
-    pthread_mutex_unlock(&b->apply_lock);
-    return err;
-}
-
 int remus_backup_accept(remus_backup *b, uint64_t epoch)
 {
     pthread_mutex_lock(&b->apply_lock);

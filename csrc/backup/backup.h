@@ -120,6 +120,8 @@ struct remus_backup {
                                     the newest there is */
     unsigned char boot[REMUS_BOOT_ID]; /* constant; zero: not known */
     uint64_t pin;      /* lock: nothing newer is committed; 0: none */
+    int switching;     /* lock: the primary is asked, or was told, to switch
+                          roles, so often: nothing is pinned */
     uint64_t deciding; /* lock: a commit that is being stored, or all ones:
                           that what is here is given up; 0: neither */
     uint64_t stale_s;  /* constant: see remus_backup_config */
@@ -168,6 +170,9 @@ struct remus_backup {
 int remus_backup_open_io(const struct remus_backup_config *config,
                          remus_io *io, remus_backup **out);
 void remus_backup_free(remus_backup *b); /* memory only */
+/* former.c */
+int remus_former_open_io(const struct remus_former_config *config,
+                         remus_io *io, remus_former **out);
 /* backup_recover.c: list what the journal holds (before any thread). */
 int remus_backup_recover(remus_backup *b);
 
@@ -311,12 +316,10 @@ int remus_backup_check_range(const remus_backup *b,
 /* backup_apply.c; all take apply_lock themselves */
 int remus_backup_apply(remus_backup *b);
 int remus_backup_checkpoint(remus_backup *b);
-/* keep: the disks count, and every closed epoch is moved into them first. */
-/* Take over the lineage of the session, durably: from here on its epochs
- * come.  FOREIGN disks are the backup's then. */
-int remus_backup_adopt(remus_backup *b);
-/* The same, and a log is begun; then records of `epoch` may come. */
+/* Take over the lineage of the session, durably, and begin a log: from here
+ * on its epochs come, `epoch` first.  FOREIGN disks are the backup's then. */
 int remus_backup_accept(remus_backup *b, uint64_t epoch);
+/* keep: the disks count, and every closed epoch is moved into them first. */
 int remus_backup_copy_begin(remus_backup *b, int keep);
 int remus_backup_copy_data(remus_backup *b, const struct remus_record *r,
                            const unsigned char *payload);

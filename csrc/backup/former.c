@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "backup/answer.h"
+#include "backup/backup.h"
 #include "base/clock.h"
 #include "base/entry.h"
 #include "base/error.h"
@@ -245,8 +246,8 @@ static int start(struct remus_former *f)
     return remus_pending_start(&config, &f->pending);
 }
 
-int remus_former_open(const struct remus_former_config *config,
-                      remus_former **out)
+int remus_former_open_io(const struct remus_former_config *config,
+                         remus_io *io, remus_former **out)
 {
     int no = remus_given(out, "former_open", "out");
     if (no)
@@ -266,7 +267,7 @@ int remus_former_open(const struct remus_former_config *config,
     if (!f)
         return remus_fail(-ENOMEM, "out of memory");
     remus_entry_init(&f->entry);
-    f->io = remus_io_system();
+    f->io = io;
     f->listener = f->wake = -1;
     f->conn = REMUS_CONN_NONE;
     remus_refusals_init(&f->refusals);
@@ -282,6 +283,12 @@ int remus_former_open(const struct remus_former_config *config,
     }
     *out = f;
     return 0;
+}
+
+int remus_former_open(const struct remus_former_config *config,
+                      remus_former **out)
+{
+    return remus_former_open_io(config, remus_io_system(), out);
 }
 
 int remus_former_news(remus_former *f, char *text, size_t cap)

@@ -314,6 +314,41 @@ int remus_backup_target(remus_backup *b, enum remus_promote_by by,
     return err ? remus_fail_in(err, "backup of %s", b->resource) : 0;
 }
 
+/* A switch ends with the newest checkpoint, which a pin keeps from being
+ * committed: after an interruption the pinned one would be the default. */
+static int begin_switch(remus_backup *b)
+{
+    int err = 0;
+    pthread_mutex_lock(&b->lock);
+    if (b->pin && b->authority.who != REMUS_DECIDES_OURS)
+        err = remus_fail(-EBUSY,
+                         "switch: checkpoint %llu is pinned by whoever holds "
+                         "its memory on this host, and nothing newer is "
+                         "committed until that lets go: release the pin first",
+                         (ull)b->pin);
+    else
+        b->switching++;
+    remus_backup_unlock(b);
+    return err ? remus_fail_in(err, "backup of %s", b->resource) : 0;
+}
+
+static int ask_primary(remus_backup *b, int flags)
+{
+    uint64_t epoch;
+    int rc = remus_backup_net_ask(b, flags, &epoch);
+    if (rc < 0)
+        remus_fail_in(rc, "backup of %s", b->resource);
+    pthread_mutex_lock(&b->lock);
+    if (rc > 0 && b->authority.who == REMUS_DECIDES_PRIMARY) {
+        remus_backup_claim(b, REMUS_CLAIM_STEPPED_DOWN);
+        b->given_epoch = epoch;
+    }
+    if (rc <= 0 && flags & REMUS_ASK_SWITCH)
+        b->switching--;
+    remus_backup_unlock(b);
+    return rc;
+}
+
 int remus_backup_ask(remus_backup *b, int flags)
 {
     int no = remus_enter(b, "backup_ask");
@@ -323,22 +358,12 @@ int remus_backup_ask(remus_backup *b, int flags)
     if (flags & ~(REMUS_ASK_KEEP | REMUS_ASK_SWITCH))
         return remus_fail(-EINVAL, "backup of %s: ask: unknown flags in 0x%x",
                           b->resource, (unsigned int)flags);
+    if (flags & REMUS_ASK_SWITCH && (no = begin_switch(b)))
+        return no;
     pthread_mutex_lock(&b->lock);
     int decided = b->authority.who != REMUS_DECIDES_PRIMARY;
     remus_backup_unlock(b);
-    if (decided)
-        return 1;
-    uint64_t epoch;
-    int rc = remus_backup_net_ask(b, flags, &epoch);
-    if (rc < 0)
-        return remus_fail_in(rc, "backup of %s", b->resource);
-    pthread_mutex_lock(&b->lock);
-    if (rc && b->authority.who == REMUS_DECIDES_PRIMARY) {
-        remus_backup_claim(b, REMUS_CLAIM_STEPPED_DOWN);
-        b->given_epoch = epoch;
-    }
-    remus_backup_unlock(b);
-    return rc;
+    return decided ? 1 : ask_primary(b, flags);
 }
 
 /* ---- one call ------------------------------------------------------------ */
@@ -505,6 +530,11 @@ int remus_backup_pin(remus_backup *b, uint64_t epoch)
     pthread_mutex_lock(&b->lock);
     if (epoch && (b->read_only || !remus_backup_may(b, REMUS_CALLS_PIN)))
         err = remus_fail(-EROFS, "pin: nothing more is committed here");
+    else if (epoch && b->switching)
+        err = remus_fail(-EBUSY,
+                         "pin of checkpoint %llu: both sides switch roles, "
+                         "which ends with the newest",
+                         (ull)epoch);
     else if (epoch && epoch < b->committed)
         err = remus_fail(-EINVAL,
                          "pin of checkpoint %llu: %llu is committed already",

@@ -21,7 +21,7 @@ static const unsigned int primary[] = {
 
 static const unsigned int backup[] = {
     [REMUS_STATE_INCONSISTENT] =
-        TO(CATCHING_UP) | TO(SPLIT_BRAIN) | TO(FAILED),
+        TO(CATCHING_UP) | TO(SPLIT_BRAIN) | TO(PROMOTING) | TO(FAILED),
     [REMUS_STATE_SPLIT_BRAIN] =
         TO(CATCHING_UP) | TO(INCONSISTENT) | TO(FAILED),
     [REMUS_STATE_CATCHING_UP] = TO(PROTECTED) | TO(STANDBY) |

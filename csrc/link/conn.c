@@ -178,12 +178,6 @@ int remus_conn_arrived(const struct remus_conn *c, uint64_t *acked)
     return info.tcpi_unacked != 0;
 }
 
-void remus_conn_shutdown(const struct remus_conn *c)
-{
-    if (c->fd >= 0)
-        shutdown(c->fd, SHUT_RDWR);
-}
-
 void remus_conn_close(struct remus_conn *c)
 {
     remus_tls_free(c->tls);

@@ -4,7 +4,7 @@
  * for either; what arrived and could be read is never hidden from poll(2).
  *
  * One thread may send while another receives; opening and closing are for
- * one thread that nobody runs beside, except remus_conn_shutdown().
+ * one thread that nobody runs beside.
  */
 #ifndef REMUS_CONN_H
 #define REMUS_CONN_H
@@ -61,8 +61,6 @@ ssize_t remus_conn_recv(struct remus_conn *c, void *buf, size_t cap);
  * -1: nobody can tell (no TCP).  Never blocks.
  */
 int remus_conn_arrived(const struct remus_conn *c, uint64_t *acked);
-/* End both directions; threads in poll notice.  Any thread, any time. */
-void remus_conn_shutdown(const struct remus_conn *c);
 /* Close; nothing happens if there is none. */
 void remus_conn_close(struct remus_conn *c);
 

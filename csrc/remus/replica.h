@@ -389,8 +389,8 @@ REMUS_API int remus_backup_commit(remus_backup *b, uint64_t epoch);
  * releases the pin.  If the journal fills meanwhile, the guest goes on
  * unprotected, and both sides say why.  No copy goes straight to the disks
  * meanwhile (allow_inconsistent).  A pin ends with the handle, or a promote.
- * Errors: -EINVAL it is not here, or a newer one is committed; -EROFS a
- * promote began.
+ * Errors: -EINVAL it is not here, or a newer one is committed; -EBUSY both
+ * sides switch roles; -EROFS a promote began.
  */
 REMUS_API int remus_backup_pin(remus_backup *b, uint64_t epoch);
 
@@ -419,8 +419,8 @@ enum remus_ask {
  * if it never came, after remus_backup_serve(); not at all if it ended
  * cleanly.
  * Returns 1: it stepped down, permanently fenced (or a promote began before);
- * 0: no primary is connected, or it fell silent.  Errors: -EBUSY it refused;
- * -EINVAL unknown flags.
+ * 0: no primary is connected, or it fell silent.  Errors: -EBUSY it refused,
+ * or a checkpoint is pinned here and it is a switch; -EINVAL unknown flags.
  */
 REMUS_API int remus_backup_ask(remus_backup *b, int flags);
 

@@ -160,8 +160,8 @@ class Backup(Side[BackupConfig]):
         """Commit nothing newer than ``epoch`` until the pin is released (None).
 
         For the program that holds the checkpoint's complete memory on this
-        host.  Raises `StateError` if it is not here, or a newer one is
-        committed.
+        host.  Raises `StateError` if it is not here, if a newer one is
+        committed, or while both sides switch roles.
         """
         with self._call() as raw:
             n = 0 if epoch is None else integer("epoch", epoch, 1 << 63)
@@ -177,8 +177,9 @@ class Backup(Side[BackupConfig]):
         False: none is connected, or it fell silent.  ``keep``: the promote
         will name a checkpoint that exists, so the primary takes no last one.
         ``switch``: the primary is to be the backup next, and its status says
-        ``switches``.  Blocks until it answers or is lost.  Raises `StateError`
-        (EBUSY) if it does not step down, with the reason.
+        ``switches``; refused while a checkpoint is pinned.  Blocks until it
+        answers or is lost.  Raises `StateError` (EBUSY) if it does not step
+        down, with the reason.
         """
         with self._call() as raw:
             flags = lib.REMUS_ASK_KEEP if keep else 0

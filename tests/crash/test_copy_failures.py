@@ -119,6 +119,23 @@ def test_after_a_reboot_the_cache_is_empty_and_disks_are_compared():
     assert world.disks() == image(1)
 
 
+def test_a_comparison_counts_what_is_closed_in_the_journal():
+    """As if every closed epoch were applied; what is open is not there yet."""
+    world = World()
+    backup = TestBackup(world)
+    backup.begin()
+    data = b"closed, and not applied" * 600
+    backup.write(0, data, 0)
+    backup.zero(0, 100, 50)
+    backup.barrier()
+    backup.write(0, b"open", 0)
+    held = data[:100] + bytes(50) + data[150:]
+    assert world.read(NAMES[0])[: len(data)] == bytes(len(data))
+    assert backup.differs(0, held, 0) == 0
+    assert backup.differs(0, data, 0) == 1
+    backup.abandon()
+
+
 def test_a_comparison_sees_what_the_disk_holds():
     """Whoever asks for one, and whatever is remembered of the failure."""
     world = World()

@@ -193,6 +193,34 @@ def offered_again(world: World, offered: object, *what: object) -> None:
             assert checkpoints_of(after) == offered
 
 
+@pytest.mark.parametrize("end", ENDS)
+def test_an_epoch_that_a_commit_kept_open_is_not_part_of_the_next(end):
+    """The log ends at that commit: what was written before it counts, but the
+    epoch has no barrier, and a later session begins it again."""
+    world = World()
+    backup = TestBackup(world)
+    backup.begin()
+    backup.write(0, b"one", 0)
+    first = backup.barrier()
+    backup.write(0, b"of nobody", 100)
+    backup.commit_durably(first)
+    backup.abandon()
+    world.crash("kill")
+    backup = TestBackup(world)
+    backup.greet()
+    backup.catch_up()
+    backup.write(0, b"two", 4096)
+    second = backup.barrier()
+    backup.abandon()
+    world.crash(end)
+    backup = TestBackup(world)
+    assert backup.promote(second) == second
+    assert world.read(b"xvda")[:3] == b"one"
+    assert world.read(b"xvda")[100:109] == bytes(9)
+    assert world.read(b"xvda")[4096:4099] == b"two"
+    backup.close()
+
+
 def test_what_a_recovery_found_is_there_for_good():
     """A process died, the next one offers what it left in the page cache, and
     tells the primary so: no loss of power may take it back."""

@@ -73,6 +73,26 @@ static int mostly(uint64_t *s)
     return fuzz_rnd(s) % 12 != 0;
 }
 
+/* Of as many blocks as there are hashes, or of one more, or of all that the
+ * disk has: what is counted by the range is not there then. */
+static uint64_t hashed(uint64_t *s, const struct remus_record *r)
+{
+    uint64_t blocks = r->length / REMUS_HASH_BYTES;
+    uint64_t rest = FUZZ_DISK - r->offset;
+    switch (fuzz_rnd(s) % 8) {
+    case 0:
+        return r->range < rest ? r->range : rest;
+    case 1:
+        blocks++;
+        break;
+    case 2:
+        return rest;
+    default:
+        break;
+    }
+    return blocks * REMUS_BLOCK < rest ? blocks * REMUS_BLOCK : rest;
+}
+
 /* Fields of a record that is not the first one. */
 static void mend_fields(uint64_t *s, struct remus_record *r,
                         struct progress *at)
@@ -92,10 +112,7 @@ static void mend_fields(uint64_t *s, struct remus_record *r,
     }
     if (r->type == REMUS_REC_HASH && mostly(s)) {
         r->offset = r->offset % FUZZ_DISK / REMUS_BLOCK * REMUS_BLOCK;
-        if (mostly(s))
-            r->range = r->length / REMUS_HASH_BYTES * REMUS_BLOCK;
-        if (r->range > FUZZ_DISK - r->offset)
-            r->range = FUZZ_DISK - r->offset;
+        r->range = hashed(s, r);
     } else if (r->type == REMUS_REC_BARRIER) {
         if (mostly(s))
             r->offset = at->records;

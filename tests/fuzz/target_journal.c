@@ -77,7 +77,11 @@ static void make_seeds(void)
                                     (uint8_t)(i + 1)};
             const uint8_t field[] = {scene, i, 0, (uint8_t)(0x40 | 8 * i | 4),
                                      2,     1, i};
+            /* A record that is longer than what is left of its file. */
+            const uint8_t length[] = {scene, i,    0, 0x40 | 12, 4,
+                                      0,     0xf0, 0, 0};
             fuzz_seed(byte, sizeof byte);
+            fuzz_seed(length, sizeof length);
             fuzz_seed(field, sizeof field);
             fuzz_seed(copy, sizeof copy);
         }

@@ -22,3 +22,11 @@ def test_a_mutant_applies(patch):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_table_is_of_mutants_that_are_there():
+    """`make mutants NAME` adds a line, or replaces it."""
+    text = (ROOT / "tests" / "mutants" / "caught.txt").read_text()
+    names = [line.split()[0] for line in text.splitlines() if line[0] != "#"]
+    assert names == sorted(set(names)) and len(names) >= 60
+    assert set(names) <= {patch.stem for patch in PATCHES}

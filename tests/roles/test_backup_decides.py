@@ -270,6 +270,35 @@ def test_a_promote_ends_a_pin(hosts):
     assert b.status().committed_epoch == second
 
 
+def test_a_switch_is_refused_while_a_checkpoint_is_pinned(hosts):
+    """Its last checkpoint could not be committed: the pinned one would be the
+    default of whoever goes on after a switch that was interrupted."""
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    first, second = (next_checkpoint(a) for _ in range(2))
+    b.pin(first)
+    with pytest.raises(StateError, match=f"checkpoint {first} is pinned"):
+        b.ask(switch=True)
+    a.pwrite("xvda", b"not fenced", 0)
+    a.session_end()
+    with pytest.raises(StateError, match=f"checkpoint {first} is pinned"):
+        b.ask(switch=True)
+    b.pin(None)
+    assert b.ask(switch=True)
+    with pytest.raises(StateError, match="switch"):
+        b.pin(second)
+    assert b.promote() >= second
+
+
+def test_a_switch_that_was_refused_leaves_pins_as_they_are(hosts):
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    first = next_checkpoint(a)
+    with pytest.raises(StateError, match="takes checkpoints"):
+        b.ask(switch=True)
+    b.pin(first)
+
+
 # ---- an ioctl 30 that failed ------------------------------------------------------
 
 

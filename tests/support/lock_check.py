@@ -443,7 +443,7 @@ EXEMPT: dict[str, set[str]] = {
         "remus_backup_open_io", "was_primary",
     },
     "csrc/backup/net.c": {"new_net", "remus_backup_serve"},
-    "csrc/backup/former.c": {"remus_former_open"},
+    "csrc/backup/former.c": {"remus_former_open_io"},
     "csrc/group/group.c": {"remus_group_open"},
     "csrc/journal/journal.c": {
         "remus_journal_abandon", "remus_journal_open", "zero_fill",

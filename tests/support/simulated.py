@@ -8,10 +8,15 @@ in this process only: the commands that tests start run what users get.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-BUILT = Path(__file__).resolve().parents[2] / "build" / "sim"
+#: `make coverage` has one that counts what is run.
+BUILT = Path(
+    os.environ.get("REMUS_TESTED")
+    or Path(__file__).resolve().parents[2] / "build" / "sim"
+)
 
 if "remus_native._core" not in sys.modules:
     sys.path.insert(0, str(BUILT))

@@ -11,8 +11,10 @@ of tests/c), `py:tests/...` (a selection for pytest; several words are one),
 
 Each patch is applied to a copy of the tree (build/mutants), built, and run
 against the simulated world, at most N seeds; if it lives on, against what the
-patch names. A table is printed: mutant, what caught it, seeds that it took.
-Fails if one lives that does not say why, or if a patch does not apply.
+patch names. A table is printed: mutant, what caught it, seeds that it took;
+tests/mutants/caught.txt keeps it. At the end the tests that caught something
+are run without a mutant: they must pass. Fails if one does not, if a mutant
+lives that does not say why, or if a patch does not apply.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MUTANTS = ROOT / "tests" / "mutants"
+TABLE = MUTANTS / "caught.txt"
 TREE = ROOT / "build" / "mutants"
 PYTHON = ROOT / ".venv" / "bin" / "python"
 LIMIT_S = 900  # of one named test
@@ -174,6 +177,27 @@ def try_one(mutant: Mutant, seeds: int, jobs: int, others: bool) -> tuple[str, s
         patched(mutant.patch, "-R")
 
 
+def table() -> dict[str, str]:
+    """What is kept of earlier runs: a line for each mutant."""
+    lines = TABLE.read_text().splitlines() if TABLE.exists() else []
+    return {line.split()[0]: line for line in lines if line and line[0] != "#"}
+
+
+def keep(lines: dict[str, str]) -> None:
+    there = {patch.stem for patch in MUTANTS.glob("*.patch")}
+    kept = {name: line for name, line in {**table(), **lines}.items() if name in there}
+    head = [
+        "# What caught which mutant, by `make mutants`: its name, the seeds of the",
+        "# simulated world that were run, what caught it.",
+    ]
+    TABLE.write_text("\n".join([*head, *(kept[name] for name in sorted(kept))]) + "\n")
+
+
+def fail_anyway(tests: set[str]) -> list[str]:
+    """Of those that caught a mutant: which fail without one?"""
+    return [test for test in sorted(tests) if by_test(test)]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=2000)
@@ -189,6 +213,8 @@ def main() -> int:
     if code:
         raise SystemExit(text)
     lives, world, start = [], 0, time.monotonic()
+    lines: dict[str, str] = {}
+    by: set[str] = set()
     print(f"{'mutant':<34} {'seeds':>6}  caught by", flush=True)
     for mutant in mutants:
         caught, seeds = try_one(
@@ -198,16 +224,24 @@ def main() -> int:
         if not caught:
             lives.append(mutant)
         said = caught or f"NOTHING ({mutant.survives or 'it lives'})"
-        print(f"{mutant.name:<34} {seeds:>6}  {said}", flush=True)
+        lines[mutant.name] = f"{mutant.name:<34} {seeds:>6}  {said}"
+        print(lines[mutant.name], flush=True)
+        if caught in mutant.others:
+            by.add(caught)
     unexplained = [one.name for one in lives if not one.survives]
     print(
         f"{len(mutants)} mutants, {world} caught by the world, "
         f"{len(mutants) - world - len(lives)} by other tests, {len(lives)} live; "
         f"{time.monotonic() - start:.0f} s"
     )
+    anyway = fail_anyway(by)
+    for test in anyway:
+        print(f"fails without a mutant, too: {test}", file=sys.stderr)
+    if not options.only_world and not anyway:
+        keep(lines)
     if unexplained:
         print(f"not caught: {' '.join(unexplained)}", file=sys.stderr)
-    return 1 if unexplained else 0
+    return 1 if unexplained or anyway else 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 /* The contract; see checks.h. */
 #include "checks.h"
 
+#include <string.h>
+
 #include "oracle.h"
+#include "shared.h"
 #include "sched.h"
 #include "sides.h"
 
@@ -24,7 +27,7 @@ struct promises promises_now(void)
 void check_offers(const struct remus_checkpoint *cp, int count,
                   const struct promises *p)
 {
-    uint64_t newest = 0, committed = 0;
+    uint64_t newest = 0, committed = 0, from = 0;
     for (int i = 0; i < count; i++) {
         const char *why =
             oracle_check_tag(cp[i].epoch, cp[i].tag, cp[i].tag_len);
@@ -39,7 +42,12 @@ void check_offers(const struct remus_checkpoint *cp, int count,
         world_fail("contract 5: checkpoint %llu was acked, and the newest "
                    "that is offered is %llu",
                    (ull)p->acked, (ull)newest);
-    for (uint64_t n = newest; n > committed && n + 1000 > newest; n--)
+    from = committed;
+    /* What went straight to the disks gave up what was there before, and the
+     * checkpoint at its end is offered before it is committed. */
+    if (!committed && program.inconsistent && count > 0)
+        from = cp[0].epoch;
+    for (uint64_t n = newest; n > from && n + 1000 > newest; n--)
         if (oracle_is_acked(n) && !offered(cp, count, n))
             world_fail("contract 4: checkpoint %llu was acked and is not "
                        "offered",
@@ -77,6 +85,16 @@ static void read_disks(int host, unsigned char **disks)
     }
 }
 
+/* Of what several wrote at once both sides have the same. */
+static const char *check_same_sectors(int host, const unsigned char *disk)
+{
+    static unsigned char others[SHARED_BYTES];
+    remus_sim_read(side[!host].sim, volume_paths[0], others, SHARED_BYTES, 0);
+    return memcmp(others, disk, SHARED_BYTES)
+               ? "of overlapping writes each side has another one last"
+               : NULL;
+}
+
 void check_promoted(int host, uint64_t n, int last)
 {
     unsigned char *disks[ORACLE_VOLUMES];
@@ -85,6 +103,8 @@ void check_promoted(int host, uint64_t n, int last)
     if (why)
         world_fail("contract 4: promoted to %llu: %s", (ull)n, why);
     why = last ? oracle_check_last(disks) : NULL;
+    if (last && !why && program.writers)
+        why = check_same_sectors(host, disks[0]);
     if (why)
         world_fail("roles were switched, with checkpoint %llu: %s", (ull)n,
                    why);
@@ -98,6 +118,14 @@ void check_default(uint64_t n)
                    why);
 }
 
+void check_output(uint64_t n)
+{
+    if (n < oracle_newest_sent())
+        world_fail("contract 11: output of checkpoint %llu was sent, and the "
+                   "failover goes to %llu",
+                   (ull)oracle_newest_sent(), (ull)n);
+}
+
 void check_look(int host)
 {
     unsigned char *disks[ORACLE_VOLUMES];
@@ -105,4 +133,8 @@ void check_look(int host)
     for (unsigned int v = 0; v < program.volumes; v++)
         oracle_found(v, disks[v]);
     oracle_found_all();
+    if (!program.writers)
+        return;
+    shared_writers_gone();
+    shared_found(0, SHARED_SECTORS, disks[0]);
 }

@@ -22,6 +22,8 @@ void check_offers(const struct remus_checkpoint *cp, int count,
 void check_promoted(int host, uint64_t n, int last);
 /* 4: `n` was nobody's choice. */
 void check_default(uint64_t n);
+/* 11: no output was sent that this default takes back. */
+void check_output(uint64_t n);
 /* The disks of this host, as the guest that goes on there finds them. */
 void check_look(int host);
 

@@ -7,8 +7,10 @@
 #include <string.h>
 
 #include "checks.h"
+#include "devices.h"
 #include "oracle.h"
 #include "sched.h"
+#include "shared.h"
 #include "sides.h"
 
 static uint32_t stamp;
@@ -57,6 +59,8 @@ static int write_once(struct side *s, unsigned char *data)
         offset = offset / 512 * 512;
     if (world_chance(3))
         offset %= 8192; /* the same bytes again and again */
+    if (program.writers && v == 0 && offset < SHARED_BYTES)
+        offset += SHARED_BYTES; /* others write there */
     int zero = world_chance(10), counted = counts(s), err;
     stamp++;
     for (uint64_t i = 0; i < len; i += 8)
@@ -81,6 +85,91 @@ static int write_once(struct side *s, unsigned char *data)
     return err;
 }
 
+/* They wake at the same moments: what they write is on its way at once. */
+static uint64_t beat(void)
+{
+    return (1 + program.writer_pause_ms) * (uint64_t)MS;
+}
+
+/* One write of some sectors, beside those of other threads. */
+static int write_shared(struct side *s, unsigned char *data)
+{
+    /* About the same place for all of them, for as long as one beat. */
+    uint64_t place = world_now() / beat() * 7 % (SHARED_SECTORS - 8);
+    unsigned int first = (unsigned int)(place + world_below(3));
+    unsigned int count = 1 + (unsigned int)world_below(6);
+    size_t len = (size_t)count * SHARED_SECTOR;
+    uint64_t offset = (uint64_t)first * SHARED_SECTOR, write = 0;
+    int counted = counts(s);
+    stamp++;
+    for (size_t i = 0; i < len; i += 4)
+        memcpy(data + i, &stamp, 4);
+    if (counted)
+        write = shared_write(first, count, data);
+    int err = remus_primary_pwrite(s->primary, 0, data, len, offset);
+    if (!counted || !counts(s))
+        return err;
+    shared_answered(first, count, write);
+    if (err) {
+        world_say("a write of shared sectors failed: %d", err);
+        remus_sim_read(s->sim, volume_paths[0], data, len, offset);
+        shared_found(first, count, data);
+    }
+    return err;
+}
+
+static int goes_on(void *on)
+{
+    const struct side *s = on;
+    return !s->suspended || s->stop;
+}
+
+static int stands_still(void *on)
+{
+    const struct side *s = on;
+    return !s->writing;
+}
+
+int guest_suspend(struct side *s)
+{
+    if (!program.writers || world_chance(4))
+        return 0;
+    s->suspended = 1;
+    return !world_wait("suspended writers", stands_still, s,
+                       world_now() + 100 * (uint64_t)MS);
+}
+
+void guest_resume(struct side *s, uint64_t n, int stood_still)
+{
+    static unsigned char sectors[SHARED_BYTES];
+    if (n && stood_still) {
+        remus_sim_read(s->sim, volume_paths[0], sectors, sizeof sectors, 0);
+        shared_stood_still(n, sectors);
+    }
+    s->suspended = 0;
+}
+
+static void *sharer_main(void *arg)
+{
+    struct side *s = arg;
+    unsigned char data[SHARED_BYTES];
+    int writer = remus_primary_writer_opens(s->primary) == 0;
+    while (writer && !s->stop) {
+        world_wait("the guest's suspension", goes_on, s, WORLD_NEVER);
+        s->writing++;
+        int err = write_shared(s, data);
+        s->writing--;
+        if (err == -EROFS)
+            break;
+        if (err || !world_chance(6))
+            pause_for(beat() - world_now() % beat());
+    }
+    if (writer)
+        remus_primary_writer_closes(s->primary);
+    s->guests--;
+    return NULL;
+}
+
 static void *guest_main(void *arg)
 {
     struct side *s = arg;
@@ -101,15 +190,12 @@ static void *guest_main(void *arg)
 
 /* ---- a toolstack that calls --------------------------------------------------- */
 
-/* A promote came between: this checkpoint is of a branch that is lost. */
-static int cut_off(const struct side *s, unsigned int branch)
+int guest_cut_off(const struct side *s, unsigned int branch)
 {
     return branch != the_branch || !counts(s);
 }
 
-/* With ack = "memory" a word that was on its way when the backup lost its
- * power promises nothing. */
-static void is_safe(uint64_t n)
+void guest_is_safe(uint64_t n)
 {
     if (program.ack == REMUS_ACK_DURABLE || side_up(backup_host))
         oracle_acked(n);
@@ -120,15 +206,14 @@ static void commit(struct side *s, uint64_t n, unsigned int branch)
     if (program.commit_by != REMUS_COMMIT_BY_PRIMARY ||
         (program.late_commits && world_chance(3)))
         return;
-    if (!cut_off(s, branch))
+    if (!guest_cut_off(s, branch))
         oracle_committed(n);
     uint64_t jumps = world_jumps();
     remus_primary_commit(s->primary, n);
     must_not_wait("commit", jumps);
 }
 
-/* No two are the same. */
-static size_t make_tag(char *tag)
+size_t guest_make_tag(char *tag)
 {
     static unsigned int count;
     if (!program.tags || world_chance(4))
@@ -142,17 +227,19 @@ static size_t make_tag(char *tag)
 static void checkpoint_by_call(struct side *s)
 {
     char tag[ORACLE_TAG];
-    size_t tag_len = make_tag(tag);
+    size_t tag_len = guest_make_tag(tag);
+    int still = guest_suspend(s);
     uint64_t n = 0, from = oracle_answered_state(), jumps = world_jumps();
     unsigned int branch = the_branch;
     int lost = !counts(s);
     int rc = remus_primary_postsuspend(s->primary, tag, tag_len, &n);
     must_not_wait("postsuspend", jumps);
+    guest_resume(s, rc < 0 || guest_cut_off(s, branch) ? 0 : n, still);
     if (rc < 0) {
         pause_for(20 * MS);
         return;
     }
-    if (!cut_off(s, branch)) {
+    if (!guest_cut_off(s, branch)) {
         oracle_checkpoint(n, from, oracle_begun_state(), ORACLE_CALL);
         oracle_tagged(n, tag, tag_len);
     }
@@ -167,8 +254,8 @@ static void checkpoint_by_call(struct side *s)
                    "away from is safe",
                    (unsigned long long)n);
     world_say("checkpoint %llu is safe", (unsigned long long)n);
-    if (!cut_off(s, branch))
-        is_safe(n);
+    if (!guest_cut_off(s, branch))
+        guest_is_safe(n);
     commit(s, n, branch);
 }
 
@@ -223,7 +310,7 @@ static void note_joined(const struct remus_ioctl_file *f, uint64_t from,
 static void wait_for_file(struct side *s, struct remus_ioctl_file *f,
                           int failed, uint64_t from, unsigned int branch)
 {
-    int lost = cut_off(s, branch);
+    int lost = guest_cut_off(s, branch);
     uint64_t before = f->joined;
     oracle_asks(before, 1);
     int rc = wait_30(s, f);
@@ -238,12 +325,12 @@ static void wait_for_file(struct side *s, struct remus_ioctl_file *f,
     if (lost && f->joined > before)
         world_fail("contract 9: an ioctl 30 of a primary that was failed "
                    "away from answers 0");
-    if (cut_off(s, branch))
+    if (guest_cut_off(s, branch))
         return;
     note_joined(f, from, 0);
     world_say("checkpoint %llu is safe, says an ioctl 30",
               (unsigned long long)f->joined);
-    is_safe(f->joined);
+    guest_is_safe(f->joined);
     oracle_heard(f->joined);
 }
 
@@ -259,7 +346,7 @@ static void checkpoint_by_ioctl(struct side *s, struct remus_ioctl_file *files)
         world_say("ioctl 20 of %u: %d, number %llu, joined %llu", v, result[v],
                   (unsigned long long)files[v].number,
                   (unsigned long long)files[v].joined);
-        if (!cut_off(s, branch))
+        if (!guest_cut_off(s, branch))
             note_joined(&files[v], from, result[v] < 0);
         if (world_chance(40)) { /* closed between the disks' 20s */
             oracle_session_over();
@@ -273,7 +360,7 @@ static void checkpoint_by_ioctl(struct side *s, struct remus_ioctl_file *files)
         if (result[v] != 1 || world_chance(4)) /* 1: libxl asks no more */
             wait_for_file(s, &files[v], result[v] < 0, from, branch);
     if (world_chance(10)) {
-        if (!cut_off(s, branch))
+        if (!guest_cut_off(s, branch))
             oracle_committed(UINT64_MAX);
         remus_primary_ioctl_commit(s->primary);
     }
@@ -303,6 +390,13 @@ static void *toolstack_main(void *arg)
     while (!s->stop) {
         if (program.toolstack == TOOLSTACK_IOCTL) {
             ioctl_toolstack(s);
+            pause_for(world_below(3 * (uint64_t)S));
+            continue;
+        }
+        if (program.toolstack == TOOLSTACK_GROUP) {
+            devices_toolstack(s);
+            oracle_session_over();
+            remus_primary_session_end(s->primary);
             pause_for(world_below(3 * (uint64_t)S));
             continue;
         }
@@ -377,11 +471,13 @@ static void *pinner_main(void *arg)
         uint64_t pin = n > 0 ? cp[world_below((uint64_t)n)].epoch : 0;
         if (!pin || s->lets_go || remus_backup_pin(s->backup, pin))
             continue;
+        s->pinned = pin;
         world_say("checkpoint %llu is pinned", (unsigned long long)pin);
         if (!s->lets_go)
             pause_for(world_below(4 * (uint64_t)S));
         if (!s->lets_go)
             check_pin(s, pin);
+        s->pinned = 0;
         remus_backup_pin(s->backup, 0);
     }
     s->guests--;
@@ -398,6 +494,8 @@ void guest_start(int host)
 {
     side[host].branch = host == primary_host ? the_branch : UINT32_MAX;
     spawn(host, "guest", guest_main);
+    for (int i = 0; i < program.writers; i++)
+        spawn(host, "sharer", sharer_main);
     if (program.toolstack != TOOLSTACK_NONE)
         spawn(host, "toolstack", toolstack_main);
     if (program.ask_alone)

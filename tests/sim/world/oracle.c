@@ -7,8 +7,9 @@
 #include <string.h>
 
 #include "sched.h"
+#include "shared.h"
 
-#define STATES 65536u
+#define STATES 524288u
 #define KEPT 65536u
 
 /* A checkpoint of a toolstack. */
@@ -21,7 +22,7 @@ struct taken {
 };
 
 static unsigned int volumes;
-static uint64_t sizes[ORACLE_VOLUMES];
+static uint64_t sizes[ORACLE_VOLUMES], shared; /* shared: of volume 0 */
 static unsigned char *now[ORACLE_VOLUMES], *found[ORACLE_VOLUMES];
 static uint64_t sums[STATES], begun, answered;
 static struct taken taken[KEPT]; /* by number */
@@ -30,6 +31,7 @@ static uint64_t newest_acked, base, base_state;
 static uint64_t highest;   /* acked ever, on whatever branch */
 static uint64_t forgotten; /* up to here, what was acked may be lost */
 static uint64_t said;      /* to be committed */
+static uint64_t sent;      /* output of it, to the world */
 static char why[200];
 
 /* What 16 bytes add to the sum; zeroes add nothing. */
@@ -61,7 +63,7 @@ static uint64_t sum_of(unsigned char *const *disks)
 {
     uint64_t sum = 0;
     for (unsigned int v = 0; v < volumes; v++)
-        sum += sum_in(v, disks[v], 0, sizes[v]);
+        sum += sum_in(v, disks[v], v ? 0 : shared, sizes[v]);
     return sum;
 }
 
@@ -82,6 +84,21 @@ static void next_state(uint64_t sum)
     if (begun + 1 == STATES)
         world_fail("more than %u writes", STATES);
     sums[++begun] = sum;
+}
+
+void oracle_without(uint64_t bytes)
+{
+    shared = bytes;
+    shared_begin();
+}
+
+uint64_t oracle_tick(void)
+{
+    int idle = answered == begun;
+    next_state(sums[begun]);
+    if (idle)
+        answered = begun;
+    return begun;
 }
 
 void oracle_write(unsigned int v, uint64_t offset, const void *data,
@@ -182,7 +199,7 @@ void oracle_acked(uint64_t n)
 
 void oracle_nothing_acked(void)
 {
-    newest_acked = said = 0;
+    newest_acked = said = sent = 0;
     forgotten = oracle_newest_taken();
     for (size_t i = 0; i < taken_count; i++)
         taken[i].acked = 0;
@@ -242,9 +259,20 @@ void oracle_said_committed(uint64_t n)
         said = n;
 }
 
+void oracle_sent(uint64_t n)
+{
+    if (n > sent)
+        sent = n;
+}
+
+uint64_t oracle_newest_sent(void)
+{
+    return sent;
+}
+
 void oracle_nothing_said(void)
 {
-    said = 0;
+    said = sent = 0;
 }
 
 uint64_t oracle_newest_said(void)
@@ -258,9 +286,10 @@ void oracle_branch(uint64_t n)
 {
     forgotten = 0;
     taken_count = 0;
-    newest_acked = said = 0;
+    newest_acked = said = sent = 0;
     base = n;
     base_state = begun;
+    shared_branch();
 }
 
 const char *oracle_check_last(unsigned char *const *disks)
@@ -286,6 +315,9 @@ const char *oracle_check(uint64_t n, unsigned char *const *disks)
         if (t < taken + taken_count)
             to = t->to;
     }
+    const char *torn = shared ? shared_check(n, from, to, disks[0]) : NULL;
+    if (torn)
+        return torn;
     for (uint64_t s = from; s <= to; s++)
         if (sums[s] == sum)
             return NULL;

@@ -2,7 +2,7 @@
 /*
  * What the guest's disks held, and what was promised about it.
  *
- * One write is under way at a time, so the disks go through states 0, 1, 2, ...
+ * One write is under way at a time (but for shared.h), so the disks go through states 0, 1, 2, ...
  * one a write.  A state is known by a sum over its bytes, which a write changes
  * by what it touches.  Of a checkpoint it is known between which two states it
  * was taken.
@@ -26,6 +26,11 @@ void oracle_answered(void);
 /* The disks are found to hold this (after the guest's host died). */
 void oracle_found(unsigned int volume, const void *data);
 void oracle_found_all(void);
+
+/* The first bytes of volume 0 are others' (shared.h). */
+void oracle_without(uint64_t bytes);
+/* Something happened that is no write of these disks: the state it leads to. */
+uint64_t oracle_tick(void);
 
 /* States that the guest may have reached: those answered, those begun. */
 uint64_t oracle_answered_state(void);
@@ -65,6 +70,9 @@ const char *oracle_default(uint64_t n);
 
 /* A side has said that n is committed on the backup. */
 void oracle_said_committed(uint64_t n);
+/* Output of the guest was sent that shows state n. */
+void oracle_sent(uint64_t n);
+uint64_t oracle_newest_sent(void);
 /* That was only a word, and the power went before it was synced. */
 void oracle_nothing_said(void);
 uint64_t oracle_newest_said(void);

@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "remus.h"
+#include "shared.h"
 
 struct program program;
 
@@ -63,6 +64,12 @@ static void make_reach(struct program *p)
     p->tags = chance(3);
     p->pins = chance(4);
     p->inconsistent = chance(4);
+    p->writers = chance(3) && p->sizes[0] > 2 * SHARED_BYTES + 16384
+                     ? 1 + (int)below(3)
+                     : 0;
+    if (p->toolstack == TOOLSTACK_API && chance(4))
+        p->toolstack = TOOLSTACK_GROUP;
+    p->former = chance(2);
 }
 
 static void make_plain(struct program *p, unsigned int plain)
@@ -87,6 +94,10 @@ static void make_plain(struct program *p, unsigned int plain)
         p->tags = p->pins = 0;
     if (plain & PLAIN_COPY)
         p->inconsistent = 0;
+    if (plain & PLAIN_DEVICES && p->toolstack == TOOLSTACK_GROUP)
+        p->toolstack = TOOLSTACK_API;
+    if (plain & PLAIN_WRITERS)
+        p->writers = 0;
 }
 
 /* ---- the steps --------------------------------------------------------------- */
@@ -175,12 +186,12 @@ const char *step_text(const struct step *s, char *buf, unsigned int cap)
 
 void program_print(void)
 {
-    static const char *const toolstacks[] = {"calls", "ioctls",
-                                             "no toolstack"};
+    static const char *const toolstacks[] = {"calls", "ioctls", "no toolstack",
+                                             "a group"};
     const struct program *p = &program;
     char text[200];
     printf("program: %u volumes, %u segments, ack %s, commit by %s, %s%s%s%s, "
-           "on loss %s%s%s%s%s\n",
+           "on loss %s%s%s%s%s%s%s\n",
            p->volumes, p->segments,
            p->ack == REMUS_ACK_MEMORY ? "memory" : "durable",
            p->commit_by == REMUS_COMMIT_BY_BACKUP ? "backup" : "primary",
@@ -190,7 +201,9 @@ void program_print(void)
            p->on_loss == REMUS_ON_LOSS_HOLD ? "hold" : "continue",
            p->ask_alone ? ", asks before it goes on alone" : "",
            p->tags ? ", tags" : "", p->pins ? ", pins" : "",
-           p->inconsistent ? ", allow_inconsistent" : "");
+           p->inconsistent ? ", allow_inconsistent" : "",
+           p->writers ? ", several writers" : "",
+           p->former ? ", answers at old addresses" : "");
     for (unsigned int i = 0; i < p->steps; i++)
         if (p->step[i].kind != STEP_KINDS)
             printf("  step %u: %s\n", i,

@@ -45,7 +45,12 @@ struct step {
     int restarts;   /* bit k: host k is started again, if it is down */
 };
 
-enum toolstack { TOOLSTACK_API, TOOLSTACK_IOCTL, TOOLSTACK_NONE };
+enum toolstack {
+    TOOLSTACK_API,
+    TOOLSTACK_IOCTL,
+    TOOLSTACK_NONE,
+    TOOLSTACK_GROUP
+};
 
 struct program {
     unsigned int volumes, segments, writer_pause_ms, checkpoint_ms;
@@ -60,6 +65,8 @@ struct program {
     int tags;         /* checkpoints have them */
     int pins;         /* who has the memory on the backup pins it */
     int inconsistent; /* allow_inconsistent */
+    int former;       /* a promoted side answers at its old address */
+    int writers;      /* so many beside the first, of shared.h's sectors */
     unsigned int steps;
     struct step step[PROGRAM_STEPS];
 };
@@ -71,12 +78,14 @@ enum plain {
     PLAIN_NO_SESSIONS = 4, /* that end */
     PLAIN_COMMITS = 8,     /* all of them, by the primary, at once */
     PLAIN_DURABLE = 16,
-    PLAIN_CONTINUE = 32, /* on_loss, and nobody is asked */
-    PLAIN_LINK = 64,     /* it is fast */
-    PLAIN_THREADS = 128, /* they rarely switch */
-    PLAIN_PINS = 256,    /* there are none, nor tags */
-    PLAIN_COPY = 512,    /* no catch-up goes straight to the disks */
-    PLAIN_ALL = 1024
+    PLAIN_CONTINUE = 32,  /* on_loss, and nobody is asked */
+    PLAIN_LINK = 64,      /* it is fast */
+    PLAIN_THREADS = 128,  /* they rarely switch */
+    PLAIN_PINS = 256,     /* there are none, nor tags */
+    PLAIN_COPY = 512,     /* no catch-up goes straight to the disks */
+    PLAIN_WRITERS = 1024, /* one */
+    PLAIN_DEVICES = 2048, /* no group */
+    PLAIN_ALL = 4096
 };
 
 struct reduction {

@@ -138,8 +138,10 @@ static void check_result(const struct promotion *p)
     if (p->by == REMUS_PROMOTE_EPOCH && p->promoted != p->epoch)
         world_fail("contract 4: a promote to %llu went to %llu", (ull)p->epoch,
                    (ull)p->promoted);
-    if (p->by == REMUS_PROMOTE_DEFAULT && !p->interrupted)
+    if (p->by == REMUS_PROMOTE_DEFAULT && !p->interrupted) {
         check_default(p->promoted);
+        check_output(p->promoted);
+    }
     check_stale(p);
     check_promoted(backup_host, p->promoted, p->last);
 }
@@ -230,6 +232,50 @@ static int carry_out(struct promotion *p)
     return 0;
 }
 
+/* ---- who was failed away from --------------------------------------------------------- */
+
+static void *look_for_news(void *arg)
+{
+    char text[160];
+    *(int *)arg =
+        remus_former_news(side[primary_host].former, text, sizeof text);
+    return NULL;
+}
+
+/* It looks for its backup at the old address, and hears what became of it. */
+static void must_be_told(void)
+{
+    struct remus_status st = {0};
+    int old = backup_host, news = REMUS_FORMER_NOBODY;
+    for (int i = 0; i < 60; i++) {
+        if (!side_up(primary_host) || !side[primary_host].former ||
+            !side_up(old) || primary_status(old, &st))
+            return;
+        if (st.state == REMUS_STATE_FENCED ||
+            st.state == REMUS_STATE_SPLIT_BRAIN) {
+            on_host(primary_host, "news", look_for_news, &news);
+            world_say("-- host %d was told: %s (%d)", old,
+                      remus_state_name(st.state), news);
+            return;
+        }
+        pause_for((uint64_t)S);
+    }
+    world_fail("contract 9: a primary that was failed away from is not told: "
+               "%s: %s",
+               remus_state_name(st.state), st.reason);
+}
+
+/* The operator starts it as what it was, by mistake. */
+static void start_old_primary(const struct step *s)
+{
+    if (!program.former || s->b / 16 % 3 || !side_up(primary_host))
+        return;
+    world_say("-- by mistake");
+    mend();
+    if (!start_primary(backup_host))
+        must_be_told();
+}
+
 /* ---- the steps ------------------------------------------------------------------------ */
 
 void note_jump(void)
@@ -249,8 +295,10 @@ void fail_over(const struct step *s)
     world_net_cut(1, 0);
     if (s->a % 8 == 7)
         pause_for(100 * (uint64_t)S);
-    if (carry_out(&p))
+    if (carry_out(&p)) {
         restart(primary_host);
+        start_old_primary(s);
+    }
     died_at = 0;
 }
 
@@ -260,8 +308,13 @@ void promote_by_force(const struct step *s)
     if (!side_up(backup_host) || !side_up(primary_host))
         return;
     world_say("-- the backup is promoted by force");
-    if (carry_out(&p))
-        restart(primary_host);
+    if (!carry_out(&p))
+        return;
+    restart(primary_host);
+    if (!program.former || s->b / 4 % 2)
+        return;
+    mend();
+    must_be_told();
 }
 
 void promote_instead(void)
@@ -276,16 +329,31 @@ void promote_instead(void)
 
 static void *unpin(void *arg)
 {
-    remus_backup_pin(((struct side *)arg)->backup, 0);
+    struct side *s = arg;
+    s->pinned = 0;
+    remus_backup_pin(s->backup, 0);
     return NULL;
 }
 
-/* Who holds a memory there lets go first: what the switch ends with could not
- * be committed, and an interrupted one would have the pinned one by default. */
 static void let_go(int host)
 {
     side[host].lets_go = 1;
     on_host(host, "unpin", unpin, &side[host]);
+}
+
+/* Refused while somebody there holds a memory: what the switch ends with could
+ * not be committed, and an interrupted one would have the pinned one by
+ * default. */
+static void ask_to_switch(struct promotion *p)
+{
+    uint64_t pinned = side[backup_host].pinned;
+    if (on_host(backup_host, "ask", ask, p))
+        p->error = -EINTR;
+    world_say("asked to step down: %d %s", p->error, p->text);
+    if (p->error == 1 && pinned && side[backup_host].pinned == pinned)
+        world_fail("contract 4: both sides switch roles, and checkpoint %llu "
+                   "is pinned",
+                   (ull)pinned);
 }
 
 void switch_roles(const struct step *s)
@@ -296,13 +364,14 @@ void switch_roles(const struct step *s)
         st.state != REMUS_STATE_PROTECTED)
         return;
     world_say("-- both sides switch roles");
-    let_go(backup_host);
     int old = primary_host, stopped = guest_stop(old);
     if (stopped && side_up(backup_host)) {
         asked = 1;
-        if (on_host(backup_host, "ask", ask, &p))
-            p.error = -EINTR;
-        world_say("asked to step down: %d %s", p.error, p.text);
+        ask_to_switch(&p);
+        if (p.error == -EBUSY && side_up(backup_host)) {
+            let_go(backup_host);
+            ask_to_switch(&p);
+        }
         if (p.error == 1 && carry_out(&p)) {
             if (side_up(old))
                 close_side(old);

@@ -7,6 +7,7 @@
 #include "oracle.h"
 #include "promote.h"
 #include "sched.h"
+#include "shared.h"
 #include "sides.h"
 
 static void cut(const struct step *s)
@@ -118,6 +119,8 @@ static void begin(uint64_t seed, int trace, int by_kernel,
     world_net_begin((less->plain & PLAIN_LINK) != 0);
     sides_begin();
     oracle_begin(program.volumes, program.sizes);
+    if (program.writers)
+        oracle_without(SHARED_BYTES);
     for (int host = 0; host < 2; host++) {
         side[host].sim = world_disks_new(host);
         for (unsigned int v = 0; v < program.volumes; v++)

@@ -48,6 +48,19 @@ static void keep_error(struct call *c, int error)
         snprintf(c->text, sizeof c->text, "%s", remus_last_error());
 }
 
+/* Who looks for its backup where this side was one is told. */
+static int open_former(struct side *s)
+{
+    const struct remus_former_config config = {
+        .struct_size = sizeof config,
+        .resource = "guest0",
+        .state_dir = "/state",
+        .address = address_of((int)(s - side)),
+        .tls_off = 1,
+    };
+    return remus_former_open_io(&config, (remus_io *)s->sim, &s->former);
+}
+
 static void *open_primary(void *arg)
 {
     struct call *c = arg;
@@ -72,8 +85,11 @@ static void *open_primary(void *arg)
         .idle_ms = (uint32_t)program.idle_ms,
         .grace_ms = (uint32_t)program.grace_ms,
     };
-    keep_error(c, remus_primary_open_io(&config, (remus_io *)side[c->host].sim,
-                                        &side[c->host].primary));
+    struct side *s = &side[c->host];
+    int err = remus_primary_open_io(&config, (remus_io *)s->sim, &s->primary);
+    if (!err && program.former)
+        err = open_former(s);
+    keep_error(c, err);
     return NULL;
 }
 
@@ -106,6 +122,8 @@ static void *open_backup(void *arg)
 static void *close_either(void *arg)
 {
     struct side *s = arg;
+    remus_former_close(s->former);
+    s->former = NULL;
     remus_primary_close(s->primary);
     remus_backup_close(s->backup);
     s->primary = NULL;
@@ -139,9 +157,11 @@ static void revive(int host)
     struct side *s = &side[host];
     world_revive(host);
     s->stop = 0;
-    s->guests = s->lets_go = 0;
+    s->guests = s->lets_go = s->suspended = s->writing = 0;
+    s->pinned = 0;
     s->life++;
     s->since = world_now();
+    s->former = NULL;
     s->primary = NULL;
     s->backup = NULL;
 }
@@ -202,6 +222,7 @@ void end_host(int host, uint64_t within, int power)
             world_kill_after(host, 0);
     }
     world_disks_slow(host, 0);
+    s->former = NULL;
     s->primary = NULL;
     s->backup = NULL;
     world_net_host_gone(host, power >= 0);

@@ -13,9 +13,14 @@ struct side {
     remus_sim *sim;
     remus_primary *primary; /* what runs: one of these, or neither */
     remus_backup *backup;
+    remus_former
+        *former;         /* beside a primary, where its backup's address was */
     int stop;            /* its guest and its toolstack shall end */
     int guests;          /* threads of them */
+    int suspended;       /* its writers of shared.h stand still, ... */
+    int writing;         /* ... but for so many that have not heard of it */
     int lets_go;         /* nothing is pinned here any more */
+    uint64_t pinned;     /* this checkpoint is, for sure; 0: who knows */
     unsigned int life;   /* its process, counted */
     uint64_t since;      /* when that was started */
     unsigned int branch; /* whose its guest is; see oracle_branch() */

@@ -60,6 +60,9 @@ struct outcome {
 
 /* ---- one seed ------------------------------------------------------------------- */
 
+/* libgcov's, where it is linked (`make coverage`). */
+extern void __gcov_dump(void) __attribute__((weak));
+
 static void child(uint64_t seed, int out, int result, int by_kernel)
 {
     if (!options.trace) {
@@ -72,6 +75,8 @@ static void child(uint64_t seed, int out, int result, int by_kernel)
     if (write(result, &o, sizeof o) != sizeof o)
         _exit(2);
     fflush(stdout);
+    if (__gcov_dump)
+        __gcov_dump();
     _exit(0);
 }
 
