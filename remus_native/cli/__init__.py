@@ -125,6 +125,10 @@ def _code_of(error: Exception) -> int:
 
 
 def _load(arguments: argparse.Namespace) -> ResourceFile:
+    return _up.load_view(arguments.file, swapped=arguments.swapped)
+
+
+def _load_to_serve(arguments: argparse.Namespace) -> ResourceFile:
     resource = load(arguments.file)
     return resource.swapped() if arguments.swapped else resource
 
@@ -133,7 +137,7 @@ def _load(arguments: argparse.Namespace) -> ResourceFile:
 
 
 def _backup(arguments: argparse.Namespace) -> int:
-    resource = _load(arguments)
+    resource = _load_to_serve(arguments)
     return serve(
         lambda: serve_backup(
             resource,
@@ -144,7 +148,7 @@ def _backup(arguments: argparse.Namespace) -> int:
 
 
 def _primary(arguments: argparse.Namespace) -> int:
-    resource = _load(arguments)
+    resource = _load_to_serve(arguments)
     return serve(lambda: serve_primary(resource))
 
 
@@ -292,9 +296,10 @@ def _swap(arguments: argparse.Namespace) -> int:
         lambda: f"swapping the roles of {resource.name}",
     )
     hint = "leave out --swapped" if arguments.swapped else "use --swapped"
+    hint = "" if resource.host("primary") else f" ({hint})"
     print(
         f"{resource.name} swapped at checkpoint {result['checkpoint']}: this host is "
-        f"the primary now, the other one the backup ({hint})"
+        f"the primary now, the other one the backup{hint}"
     )
     return OK
 

@@ -175,7 +175,8 @@ def _add(
         parser.add_argument(
             "--swapped",
             action="store_true",
-            help="the two sides of the file have exchanged their roles",
+            help="the two sides of the file have exchanged their roles; needed only "
+            "where this host's state does not tell",
         )
     if name != "doctor" and not many:
         parser.add_argument(

@@ -12,10 +12,11 @@ from typing import Any
 
 from .._text import printable
 from ..replica import State
-from ..resource_file import ResourceFile, ResourceFileError, Side, load
+from ..resource_file import ResourceFile, ResourceFileError, Side
 from ..shared.log import say
 from ..watching import Follower, Told, ask, event_line, files_of, status_text
 from ..watching._ask import OpenBackup
+from ._up import load_view
 
 __all__ = ["BOTH", "OK", "USAGE", "code_of", "events", "resources_of", "status"]
 
@@ -38,20 +39,15 @@ def resources_of(
 ) -> tuple[list[ResourceFile], list[str]]:
     """Those that were asked for, and what is wrong with files of ``--all``."""
     if not arguments.all:
-        return [_load(arguments.file, arguments.swapped)], []
+        return [load_view(arguments.file, swapped=arguments.swapped)], []
     resources: list[ResourceFile] = []
     problems: list[str] = []
     for file in files_of(arguments.directory):
         try:
-            resources.append(_load(file, arguments.swapped))
+            resources.append(load_view(file, swapped=arguments.swapped))
         except ResourceFileError as error:
             problems += error.problems
     return resources, problems
-
-
-def _load(file: str, swapped: bool) -> ResourceFile:
-    resource = load(file)
-    return resource.swapped() if swapped else resource
 
 
 # ---- status -------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from .. import control
 from ..control import NotRunning
-from ..errors import CheckpointTimeout, ConfigError
+from ..errors import CheckpointTimeout, ConfigError, RemusError
 from ..replica import role_of
 from ..resource_file import ResourceFile, Side, load
 from ..shared.log import say
@@ -26,11 +26,12 @@ from ._keeper import keep
 from ._kept import Kept
 from ._serve import Next, serve, serve_backup, serve_primary
 
-__all__ = ["Here", "down", "restart", "role", "this_host", "up"]
+__all__ = ["Here", "down", "load_view", "restart", "role", "this_host", "up"]
 
 SIDES: tuple[Side, Side] = ("primary", "backup")
 DOWN_S = 90.0  # as a service manager would wait
 CALL_S = 60.0
+LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,27 @@ def _by_name(resource: ResourceFile) -> Side:
         f"[backup], got {resource.host('primary')} and {resource.host('backup')}; "
         "fix: correct the names, or say --host primary or --host backup"
     )
+
+
+def load_view(file: str, *, swapped: bool) -> ResourceFile:
+    """The file with its sides as they are now.
+
+    ``swapped`` says that they have exchanged their roles; else this host does, if
+    which one it is can be told: by the process that runs, or by its state. (That of
+    a backup that was promoted is shown as such until it is a primary.)
+    """
+    resource = load(file)
+    if swapped:
+        return resource.swapped()
+    try:
+        here = Here(resource, _section(resource, None))
+        try:
+            role = control.call(here.state, "status", timeout_s=LOOK_S)["role"]
+        except NotRunning:
+            role = here.role() if here.section == "primary" else "backup"
+    except RemusError:
+        return resource
+    return here.view(role)
 
 
 # ---- up ----------------------------------------------------------------------

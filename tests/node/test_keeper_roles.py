@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from remus_native import role_of
+from remus_native.cli import main
 from support.host import Host, is_now, mounts_of, node, status
 from support.keeping import Kept
 from support.mounted import close_quietly, fails_with
@@ -196,3 +198,42 @@ def test_check_looks_at_what_this_host_is(host: Host) -> None:
     assert code in (0, 1)
     assert "backup: " in out
     assert "primary: " not in out
+
+
+def on_its_host(host: Host, side: str) -> Path:
+    """The file as the host of that side has it: with its own name in it."""
+    names = {side: socket.gethostname(), {"p": "b", "b": "p"}[side]: "elsewhere"}
+    text = host.file.read_text()
+    for section, letter in (("primary", "p"), ("backup", "b")):
+        text = text.replace(
+            f"[{section}]\n", f'[{section}]\nhost = "{names[letter]}"\n', 1
+        )
+    file = host.folder / f"on-{side}.toml"
+    file.write_text(text)
+    return file
+
+
+def test_no_command_needs_to_be_told_that_roles_were_exchanged(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    primary, _ = both(host)
+    with node(host).open("r+b", buffering=0) as disk:
+        disk.write(b"first")
+    wait_for("it", lambda: reads(node(host, "b"), b"first"))
+    a, b = (str(on_its_host(host, side)) for side in ("p", "b"))
+    assert main(["swap", b]) == 0
+    assert "swapped" in capsys.readouterr().out
+    wait_for("roles", lambda: is_now(host, "b", "primary", "Protected"))
+    assert main(["role", a]) == 0
+    assert main(["role", b]) == 0
+    assert capsys.readouterr().out == "backup\nprimary\n"
+    assert main(["status", "--side", "primary", b]) == 0
+    assert "primary: Protected" in capsys.readouterr().out
+    assert main(["verify", b]) == 0
+    # The way back is the same command, on the host that is the backup now.
+    assert main(["swap", a]) == 0
+    wait_for("roles", lambda: is_now(host, "p", "primary", "Protected"))
+    assert main(["verify", a]) == 0
+    primary.kill_both()
+    assert main(["role", a]) == 0
+    assert capsys.readouterr().out.endswith("primary\n")

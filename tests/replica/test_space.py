@@ -186,7 +186,7 @@ def test_a_full_journal_is_named_on_both_sides(tmp_path, pinned):
                 if pinned:  # it ended with the handle
                     pair.backup.pin(first)
             until(lambda: pair.backup.status().state is State.STANDBY)
-            assert own in pair.backup.status().reason
+            until(lambda: own in pair.backup.status().reason)
             until(lambda: pair.primary.status().state is State.UNPROTECTED)
             until(lambda: says in pair.primary.status().reason)
         # Room again: it comes back by itself, and nothing is said any more.

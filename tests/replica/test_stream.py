@@ -39,6 +39,17 @@ def test_the_primary_learns_what_an_epoch_came_to(peer: Peer) -> None:
     assert news == [(1, 1, 0), (2, 2, 100)]
 
 
+@pytest.mark.parametrize("at", [0, 255, 511])
+def test_a_payload_that_was_damaged_on_the_way_ends_the_connection(backup, peer, at):
+    """Nothing of it is kept: what is acked is the epoch before."""
+    n = one_epoch(peer)
+    damaged = bytearray(write(b"x" * 512, 0, 2, n))
+    damaged[64 + at] ^= 0x10
+    peer.socket.sendall(damaged)
+    assert "payload CRC differs" in peer.error()
+    assert [cp.epoch for cp in backup.checkpoints()] == [1]
+
+
 def test_the_page_is_enough_to_write_a_primary(backup, peer, tmp_path):
     one_epoch(peer)
     assert backup.status().state is State.PROTECTED
