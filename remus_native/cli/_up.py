@@ -47,10 +47,10 @@ class Here:
 
     @property
     def mount(self) -> str:
-        """Where its nodes are, in whatever role; "": it has none as the backup."""
+        """Where its nodes are, in the roles in which it has some."""
         if self.section == "primary":
             return self.resource.primary.mount
-        return self.resource.backup.mount if self.resource.backup.serves else ""
+        return self.resource.backup.mount
 
     def role(self) -> Side:
         """What it is now; before its first start what its section says."""
@@ -131,7 +131,7 @@ def up(arguments: argparse.Namespace) -> int:
     here = this_host(arguments)
     if Kept.wanted():
         return _serve(here, arguments, Kept(_command(here, arguments), here.mount))
-    if arguments.no_keeper or not here.mount:
+    if arguments.no_keeper:
         return _serve(here, arguments, None)
     if os.geteuid() != 0:
         say(

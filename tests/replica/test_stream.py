@@ -62,7 +62,21 @@ def test_the_page_is_enough_to_write_a_primary(backup, peer, tmp_path):
     assert disk[100:106] == b"copied"
 
 
-def test_inconsistent_until_the_epoch_that_ends_the_copy_is_acked(
+def test_a_copy_without_the_epoch_that_ends_it_can_not_be_promoted(backup, peer):
+    n = peer.greet()
+    peer.copy()
+    peer.socket.sendall(write(b"one", 0, 1, n))
+    until(lambda: backup.status().journal_bytes)
+    assert backup.status().state is State.CATCHING_UP
+    peer.send(BYE)
+    until(lambda: backup.status().state is State.INCONSISTENT)
+    assert backup.checkpoints() == ()
+    for wanted in ({}, {"checkpoint": 1}, {"force": True}):
+        with pytest.raises(StateError):
+            backup.promote(**wanted)
+
+
+def test_nothing_to_promote_until_the_epoch_that_ends_the_copy_is_acked(
     backup, peer, tmp_path
 ):
     n = peer.greet()
@@ -71,7 +85,7 @@ def test_inconsistent_until_the_epoch_that_ends_the_copy_is_acked(
     recs = [write(b"one", 0, 1, n)]
     peer.socket.sendall(b"".join(recs))
     until(lambda: backup.status().journal_bytes)
-    assert backup.status().state is State.INCONSISTENT
+    assert backup.status().state is State.CATCHING_UP
     assert backup.checkpoints() == ()
     peer.send(formats.BARRIER, formats.barrier(b"t"), **barrier(recs, 1, n + 1))
     assert peer.receive().type == formats.ACK

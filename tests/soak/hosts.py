@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -13,14 +14,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from remus_native.control import NotRunning, call
 from remus_native.errors import RemusError
 
+T = TypeVar("T")
 MIB = 1 << 20
 IP = {"a": "10.78.0.1", "b": "10.78.0.2"}
 PORT = 7791
+SECTION = {"a": "primary", "b": "backup"}  # what they are at first
 JOURNAL = 192 * MIB
 DB_SIZE, RAW_SIZE = 768 * MIB, 64 * MIB
 LOSS_S = 1.0
@@ -40,12 +43,33 @@ class Failed(Exception):
     """What must never happen did."""
 
 
-def until(what: str, true: Callable[[], bool], seconds: float = DEADLINE_S) -> None:
+def until(what: str, true: Callable[[], T], seconds: float = DEADLINE_S) -> T:
+    """The first value that is true."""
     end = time.monotonic() + seconds
-    while not true():
+    while not (value := true()):
         if time.monotonic() > end:
             raise Failed(f"not within {seconds:.0f} s: {what}")
         time.sleep(0.05)
+    return value
+
+
+def children(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    except OSError:
+        return []
+    return [int(word) for word in text.split()]
+
+
+def kill(pid: int) -> None:
+    """... and it is wholly gone."""
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], DEADLINE_S)
+        finally:
+            os.close(pidfd)
 
 
 class Hosts:
@@ -115,9 +139,9 @@ class Hosts:
         ]  # fmt: skip
 
     def start(self, side: str) -> None:
+        """What this host is stands in its state."""
         role = "primary" if side == self.primary else "backup"
-        create = ["--create"] if role == "backup" else []
-        words = [role, *create, *self.swapped, str(self.file)]
+        words = ["up", "--host", SECTION[side], "--create", str(self.file)]
         process = subprocess.Popen(
             self.command(side, *words),
             stdin=subprocess.DEVNULL,
@@ -134,12 +158,30 @@ class Hosts:
 
         until(f"the {role} on {side} runs", there)
 
+    def server(self, side: str) -> int:
+        """The process that serves, below its keeper."""
+        return until("a server", lambda: children(self.processes[side].pid))[0]
+
     def kill(self, side: str, process: subprocess.Popen[bytes] | None = None) -> None:
+        """Keeper and server, as if the host died."""
         process = process or self.processes[side]
         if process.poll() is None:
-            process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGSTOP)  # or it would start another one
+            for pid in children(process.pid):
+                kill(pid)
             process.kill()
         process.wait()
+
+    def kill_server(self, side: str) -> None:
+        """Its keeper starts another one, which goes on with the same mount."""
+        pid = self.server(side)
+        kill(pid)
+        until("another server", lambda: children(self.processes[side].pid) != [pid])
+
+    def freeze(self, side: str, *, on: bool) -> None:
+        process = self.processes[side]
+        for pid in (process.pid, *children(process.pid)):
+            os.kill(pid, signal.SIGSTOP if on else signal.SIGCONT)
 
     def stop(self, side: str) -> None:
         self.processes[side].terminate()

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from hosts import Failed, Hosts
+from hosts import Failed, Hosts, children
 
 FIELDS = ["seconds", "role", "rss_kib", "threads", "descriptors", "journal_bytes"]
 TITLES = ["memory, MiB", "threads", "descriptors", "journal, MiB"]
@@ -37,11 +37,12 @@ class Samples(threading.Thread):
             out.writeheader()
             while not self.over.wait(1.0):
                 for side, process in list(self.hosts.processes.items()):
-                    row = self._row(side, process.pid)
+                    pid = (children(process.pid) or [process.pid])[0]  # its server
+                    row = self._row(side, pid)
                     now = time.monotonic()
                     if row is None:
                         continue
-                    if now - born.setdefault(process.pid, now) >= SETTLED_S:
+                    if now - born.setdefault(pid, now) >= SETTLED_S:
                         row["seconds"] = round(now - began, 1)
                         self.rows.append(row)
                         out.writerow(row)

@@ -15,7 +15,6 @@ import argparse
 import os
 import random
 import secrets
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from hosts import JOURNAL, LOSS_S, Failed, Hosts, two_hosts, until
+from hosts import JOURNAL, LOSS_S, SECTION, Failed, Hosts, two_hosts, until
 from loads import Files, Fio, Load, Postgres, Sqlite
 from samples import Samples
 
@@ -45,6 +44,7 @@ class Soak:
         self.runner: subprocess.Popen[bytes] | None = None
         self.happened: Counter[str] = Counter()
         self.verified = 0
+        self.killed = 0  # servers, under the guest
 
     # ---- the guest ----------------------------------------------------------------
 
@@ -140,10 +140,9 @@ class Soak:
         self.hosts.start(self.hosts.backup)
 
     def backup_stands_still(self) -> None:
-        process = self.hosts.processes[self.hosts.backup]
-        process.send_signal(signal.SIGSTOP)
+        self.hosts.freeze(self.hosts.backup, on=True)
         self.guest_works(self.rng.uniform(0, 3 * LOSS_S))
-        process.send_signal(signal.SIGCONT)
+        self.hosts.freeze(self.hosts.backup, on=False)
 
     def cable_is_out(self) -> None:
         self.hosts.cable(up=False)
@@ -154,8 +153,21 @@ class Soak:
         hosts = self.hosts
         hosts.remus(hosts.primary, "verify", *hosts.swapped, str(hosts.file))
 
+    def servers_are_killed(self) -> None:
+        """The keeper starts the next one, and the guest does not notice."""
+        for _ in range(self.rng.randint(1, 12)):
+            self.hosts.kill_server(self.hosts.primary)
+            self.killed += 1
+            self.guest_works(self.rng.choice((0.1, 0.5, 1.5)))
+
+    def server_is_restarted(self) -> None:
+        hosts = self.hosts
+        words = "restart", "--host", SECTION[hosts.primary], str(hosts.file)
+        hosts.remus(hosts.primary, *words)
+        self.guest_works(1.0)
+
     def primary_is_killed_and_restarted(self) -> None:
-        """The guest's disk goes away with it: the guest starts anew."""
+        """With its keeper, the guest's disk goes away: the guest starts anew."""
         hosts = self.hosts
         hosts.kill(hosts.primary)
         self.guest_stops()
@@ -212,6 +224,8 @@ class Soak:
         (backup_stands_still, 3),
         (cable_is_out, 4),
         (sides_are_compared, 1),
+        (servers_are_killed, 8),
+        (server_is_restarted, 2),
         (primary_is_killed_and_restarted, 2),
         (primary_is_killed_and_failed_over, 3),
         (roles_are_swapped, 2),
@@ -289,6 +303,7 @@ def main() -> int:
         drawn = samples.draw(arguments.out / "samples.svg")
     for name, count in sorted(soak.happened.items()):
         say(f"{count:4} x {name.replace('_', ' ')}")
+    say(f"{soak.killed} servers were killed under the guest, which saw no error")
     say(f"{soak.verified} runs of fio verified all that they had written")
     say(f"samples in {arguments.out}/samples.csv" + (" and .svg" if drawn else ""))
     if failed:
