@@ -67,7 +67,7 @@ def sweep(step: int, end: str, seeds: range, start: int = 0, **how: str) -> None
 
 @pytest.mark.parametrize("end", ENDS)
 def test_crash_after_operations(end):
-    sweep(6, end, range(1), start=ENDS.index(end))
+    sweep(8, end, range(1), start=ENDS.index(end))
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_crash_after_every_operation(end):
 @pytest.mark.parametrize("end", ENDS)
 def test_with_acks_from_memory(end):
     """The process may die; after a power loss it is still at a checkpoint."""
-    sweep(7, end, range(1), start=ENDS.index(end), ack="memory")
+    sweep(10, end, range(1), start=ENDS.index(end), ack="memory")
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def interrupted_twice(end: str, step: int) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_promote_interrupted_twice(end):
-    interrupted_twice(end, 5)
+    interrupted_twice(end, 8)
 
 
 @pytest.mark.slow

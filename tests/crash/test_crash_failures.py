@@ -106,7 +106,7 @@ def test_a_failure_while_everything_is_made(err):
 @pytest.mark.parametrize("err", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("then", ["lose", "tear", "kill"])
 def test_a_failed_operation_is_final_and_loses_nothing(err, then):
-    every_failure(11 if then == "kill" else 5, err, then)
+    every_failure(13 if then == "kill" else 7, err, then)
 
 
 @pytest.mark.slow

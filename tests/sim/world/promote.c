@@ -84,7 +84,8 @@ static int given_up(void)
         world_say("nothing is offered: %s: %s", remus_state_name(st.state),
                   st.reason);
     return !err && (st.state == REMUS_STATE_INCONSISTENT ||
-                    strstr(st.reason, "is copying its disks"));
+                    strstr(st.reason, "is copying its disks") ||
+                    strstr(st.reason, "the copy is complete, but for"));
 }
 
 /* 1: there is nothing to promote to, rightly. */
