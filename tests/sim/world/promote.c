@@ -149,6 +149,15 @@ static void check_result(const struct promotion *p)
 
 /* ---- one promote, with its interruptions ------------------------------------------- */
 
+/* Did the backup still work on what it had received when the checkpoints were
+ * listed, because its files stood still?  Then there are newer ones. */
+static int went_on(struct promotion *p)
+{
+    uint64_t newest = p->count > 0 ? p->cp[p->count - 1].epoch : 0;
+    return !on_host(backup_host, "list", list, p) && p->count > 0 &&
+           p->cp[p->count - 1].epoch > newest;
+}
+
 /* One try.  1: done; 0: again; -1: it is not to be. */
 static int try_promote(struct promotion *p, int first)
 {
@@ -180,7 +189,8 @@ static int try_promote(struct promotion *p, int first)
         return -1;
     /* Who is alive may have committed a newer one since it was listed. */
     if (p->error == -EINVAL && p->by == REMUS_PROMOTE_EPOCH &&
-        (p->force || program.commit_by == REMUS_COMMIT_BY_BACKUP))
+        (p->force || program.commit_by == REMUS_COMMIT_BY_BACKUP ||
+         went_on(p)))
         return 0;
     if (p->error == -EIO || p->error == -ENOSPC) {
         /* Where it was to be stored that this one is promoted, it may be. */
