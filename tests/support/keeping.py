@@ -41,7 +41,10 @@ class Kept:
 
     @staticmethod
     def holds(keeper: int) -> bool:
-        """Has it the descriptor of the mount?"""
+        """Has it the descriptor of the mount?  (Between fork and exec it has all
+        that the server has.)"""
+        if b"adopt" not in Path(f"/proc/{keeper}/cmdline").read_bytes():
+            return False
         names = Path(f"/proc/{keeper}/fd").iterdir()
         with contextlib.suppress(FileNotFoundError):
             return "/dev/fuse" in {os.readlink(name) for name in names}
