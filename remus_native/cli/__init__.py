@@ -33,7 +33,6 @@ from ..replica import Backup
 from ..resource_file import (
     ResourceFile,
     ResourceFileError,
-    load,
 )
 from ..resource_file._disks import has_state
 from ..shared.log import open_standard_descriptors, say, silence
@@ -129,8 +128,7 @@ def _load(arguments: argparse.Namespace) -> ResourceFile:
 
 
 def _load_to_serve(arguments: argparse.Namespace) -> ResourceFile:
-    resource = load(arguments.file)
-    return resource.swapped() if arguments.swapped else resource
+    return _up.load_written(arguments.file, swapped=arguments.swapped)
 
 
 # ---- backup, primary, run, demo ----------------------------------------------------

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from .._text import printable
 from ..doctor import ERROR, OK, WARNING, Finding, examine, sides_here
-from ..resource_file import ResourceFile, ResourceFileError, Side, load
+from ..resource_file import ResourceFile, ResourceFileError, Side
 from ._fence import run_fence
-from ._up import this_host
+from ._up import load_written, this_host
 
 __all__ = ["check", "doctor"]
 
@@ -60,9 +60,7 @@ def _report(
             sides = [here.role()]
             resource = here.view(sides[0])
         else:
-            resource = load(arguments.file)
-            if arguments.swapped:
-                resource = resource.swapped()
+            resource = load_written(arguments.file, swapped=arguments.swapped)
     except ResourceFileError as error:
         if not as_json:
             raise

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Sequence
 
 from ..errors import StateError
+from ..replica._nodes import keep_open
 from ..shared.log import say
 from ..shared.mounts import detach
 from ._keeper import ENVIRONMENT, PACKET, WAITS, keeper_command
@@ -43,8 +44,10 @@ class Kept:
         """Did a keeper start this process?"""
         return ENVIRONMENT in os.environ
 
-    def pair(self) -> tuple[int, int]:
-        """The two that are held."""
+    def pair(self, volumes: int) -> tuple[int, int]:
+        """Those of the mount of so many volumes, made and held if there are none."""
+        if not self.descriptors:
+            self.hold(keep_open(volumes))
         memory, device = self.descriptors
         return memory, device
 

@@ -25,7 +25,7 @@ from ..control import ControlServer
 from ..errors import RemusError, StateError
 from ..replica import Backup, Export, Primary, Standby, State, Status
 from ..replica._former import OldAddress
-from ..replica._nodes import ContinuedPrimary, keep_open
+from ..replica._nodes import ContinuedPrimary
 from ..resource_file import ResourceFile
 from ..shared.log import as_standard_error, say
 from ..shared.progress import bytes_text, with_progress
@@ -159,15 +159,13 @@ def _be_backup(
 
 
 def _standby(resource: ResourceFile, backup: Backup, kept: Kept | None) -> Standby:
-    if kept is not None and not kept.descriptors:
-        kept.hold(keep_open(len(resource.volumes)))
     standby = Standby(
         backup,
         resource.backup.mount,
         nodes=resource.nodes(),
         auto_promote=resource.auto_promote,
         keep_guarded=True,
-        kept=kept.pair() if kept is not None else None,
+        kept=kept.pair(len(resource.volumes)) if kept is not None else None,
     )
     if kept is not None:
         kept.serves()
@@ -425,13 +423,15 @@ def _is_the_backup_next(status: Status, process: Process) -> str:
 
 
 def _export(resource: ResourceFile, primary: Primary, kept: Kept | None) -> Export:
-    mount, nodes = resource.primary.mount, resource.nodes()
-    if kept is None:
-        return Export(primary, mount, nodes=nodes, keep_guarded=True)
-    if not kept.descriptors:
-        kept.hold(keep_open(len(resource.volumes)))
-    export = Export(primary, mount, nodes=nodes, keep_guarded=True, kept=kept.pair())
-    kept.serves()
+    export = Export(
+        primary,
+        resource.primary.mount,
+        nodes=resource.nodes(),
+        keep_guarded=True,
+        kept=kept.pair(len(resource.volumes)) if kept is not None else None,
+    )
+    if kept is not None:
+        kept.serves()
     return export
 
 

@@ -26,7 +26,16 @@ from ._keeper import keep
 from ._kept import Kept
 from ._serve import Next, serve, serve_backup, serve_primary
 
-__all__ = ["Here", "down", "load_view", "restart", "role", "this_host", "up"]
+__all__ = [
+    "Here",
+    "down",
+    "load_view",
+    "load_written",
+    "restart",
+    "role",
+    "this_host",
+    "up",
+]
 
 SIDES: tuple[Side, Side] = ("primary", "backup")
 DOWN_S = 90.0  # as a service manager would wait
@@ -102,6 +111,12 @@ def _by_name(resource: ResourceFile) -> Side:
     )
 
 
+def load_written(file: str, *, swapped: bool) -> ResourceFile:
+    """The file as it is written, or as ``--swapped`` says."""
+    resource = load(file)
+    return resource.swapped() if swapped else resource
+
+
 def load_view(file: str, *, swapped: bool) -> ResourceFile:
     """The file with its sides as they are now.
 
@@ -109,9 +124,9 @@ def load_view(file: str, *, swapped: bool) -> ResourceFile:
     which one it is can be told: by the process that runs, or by its state. (That of
     a backup that was promoted is shown as such until it is a primary.)
     """
-    resource = load(file)
+    resource = load_written(file, swapped=swapped)
     if swapped:
-        return resource.swapped()
+        return resource
     try:
         here = Here(resource, _section(resource, None))
         try:

@@ -37,6 +37,32 @@ def raw_nodes_of(
     return raw_nodes
 
 
+def _mount(
+    side: Primary | Backup,
+    what: str,
+    mountpoint: str,
+    nodes: Sequence[Node] | None,
+    kept: tuple[int, int] | None,
+    *,
+    guarded: bool,
+    more: tuple[int, ...] = (),
+) -> Any:
+    """The handle of the nodes of ``side``, which is entered until it leaves;
+    ``more``: what the call takes besides."""
+    call = f"remus_{what}_open{'' if kept is None else '_kept'}"
+    raw_nodes = raw_nodes_of(f"{what} at {mountpoint}", nodes, side.volumes)
+    point = encoded("mountpoint", mountpoint)
+    out = ffi.new("remus_export **")
+    raw_side = side._enter()  # order is enforced
+    rc = getattr(lib, call)(raw_side, point, raw_nodes, *more, *(kept or ()), out)
+    if rc < 0:
+        side._leave()
+        raise_for(rc, invalid=ConfigError)
+    if guarded:
+        lib.remus_export_stay_guarded(out[0])
+    return out[0]
+
+
 class ContinuedPrimary(Primary):
     """A primary that goes on under a mount which another process has left."""
 
@@ -89,21 +115,10 @@ class Export(Handle):
         super().__init__()
         self.mountpoint = path_of("mountpoint", mountpoint)
         self._what = f"export at {self.mountpoint}"
-        raw_nodes = raw_nodes_of(self._what, nodes, primary.volumes)
-        out = ffi.new("remus_export **")
-        self._primary = primary
-        raw_primary = primary._enter()  # held until close: order is enforced
-        point = encoded("mountpoint", self.mountpoint)
-        if kept is None:
-            rc = lib.remus_export_open(raw_primary, point, raw_nodes, out)
-        else:
-            rc = lib.remus_export_open_kept(raw_primary, point, raw_nodes, *kept, out)
-        if rc < 0:
-            primary._leave()
-            raise_for(rc, invalid=ConfigError)
-        self._raw = out[0]
-        if keep_guarded:
-            lib.remus_export_stay_guarded(out[0])
+        self._primary = primary  # entered until close
+        self._raw = _mount(
+            primary, "export", self.mountpoint, nodes, kept, guarded=keep_guarded
+        )
         primary._exports.append(self)
 
     def __enter__(self) -> Export:
@@ -165,24 +180,16 @@ class Standby(Handle):
         super().__init__()
         self.mountpoint = path_of("mountpoint", mountpoint)
         self._what = f"standby at {self.mountpoint}"
-        raw_nodes = raw_nodes_of(self._what, nodes, backup.volumes)
-        out = ffi.new("remus_export **")
-        self._side: Backup | Primary | None = backup
-        raw_backup = backup._enter()  # held until release: order is enforced
-        point = encoded("mountpoint", self.mountpoint)
-        promotes = boolean("auto_promote", auto_promote)
-        if kept is None:
-            rc = lib.remus_standby_open(raw_backup, point, raw_nodes, promotes, out)
-        else:
-            rc = lib.remus_standby_open_kept(
-                raw_backup, point, raw_nodes, promotes, *kept, out
-            )
-        if rc < 0:
-            backup._leave()
-            raise_for(rc, invalid=ConfigError)
-        self._raw = out[0]
-        if keep_guarded:
-            lib.remus_export_stay_guarded(out[0])
+        self._side: Backup | Primary | None = backup  # entered until release
+        self._raw = _mount(
+            backup,
+            "standby",
+            self.mountpoint,
+            nodes,
+            kept,
+            guarded=keep_guarded,
+            more=(boolean("auto_promote", auto_promote),),
+        )
         backup._standbys.append(self)
 
     @property
