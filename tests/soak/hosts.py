@@ -24,7 +24,7 @@ MIB = 1 << 20
 IP = {"a": "10.78.0.1", "b": "10.78.0.2"}
 PORT = 7791
 SECTION = {"a": "primary", "b": "backup"}  # what they are at first
-JOURNAL = 192 * MIB
+JOURNAL, QUEUE = 192 * MIB, 64 * MIB
 DB_SIZE, RAW_SIZE = 768 * MIB, 64 * MIB
 LOSS_S = 1.0
 DEADLINE_S = 120.0
@@ -114,6 +114,7 @@ class Hosts:
             f'[primary]\nstate = "{self.folder}/a"\n'
             f'[backup]\nstate = "{self.folder}/b"\n'
             f'[limits]\njournal = "{JOURNAL // MIB}MiB"\nsegment = "4MiB"\n'
+            f'queue = "{QUEUE // MIB}MiB"\n'
             f'loss = "{int(LOSS_S * 1000)}ms"\n{volumes}'
         )
 

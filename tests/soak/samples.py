@@ -10,14 +10,20 @@ import threading
 import time
 from pathlib import Path
 
-from hosts import Failed, Hosts, children
+from hosts import MIB, QUEUE, Failed, Hosts, children
 
-FIELDS = ["seconds", "role", "rss_kib", "threads", "descriptors", "journal_bytes"]
+FIELDS = ["seconds", "role", "pid", "rss_kib", "anonymous_kib", "shared_kib"]
+FIELDS += ["threads", "descriptors", "journal_bytes"]
 TITLES = ["memory, MiB", "threads", "descriptors", "journal, MiB"]
 SETTLED_S = 10.0  # of a process: until then it still fills what it keeps
 #: How much more the last part of a soak may take than the first, and the
 #: slack for what comes and goes.
-GROWTH, SLACK = 1.5, {"rss_kib": 16384, "threads": 6, "descriptors": 16}
+GROWTH, SLACK = 1.5, {"anonymous_kib": 16384, "threads": 6, "descriptors": 16}
+#: Shared memory has its size from the start and fills as it is used: the send
+#: queue, which is mapped twice, the slots of 256 requests of a MiB in the
+#: background, and some pages of each other slot.  Growth up to there says how
+#: far the queue went round and nothing else; it must not go beyond.
+SHARED_KIB = (2 * QUEUE + 256 * (MIB + 8192) + 1024 * 3 * 4096 + 16 * MIB) // 1024
 
 
 class Samples(threading.Thread):
@@ -59,7 +65,10 @@ class Samples(threading.Thread):
             answer = self.hosts.status(side)
             return {
                 "role": str(answer.get("role", "")),
+                "pid": pid,
                 "rss_kib": int(facts["VmRSS"].split()[0]),
+                "anonymous_kib": int(facts["RssAnon"].split()[0]),
+                "shared_kib": int(facts["RssShmem"].split()[0]),
                 "threads": int(facts["Threads"]),
                 "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
                 "journal_bytes": int(answer.get("journal_bytes", 0)),
@@ -77,7 +86,7 @@ class Samples(threading.Thread):
         for role in ("primary", "backup"):
             rows = [row for row in self.rows if row["role"] == role]
             quarter = len(rows) // 4
-            for name in ("rss_kib", "threads", "descriptors"):
+            for name in SLACK:
                 if quarter < 5:
                     continue
                 first = statistics.median(float(r[name]) for r in rows[:quarter])
@@ -85,6 +94,10 @@ class Samples(threading.Thread):
                 words.append(f"{role} {name}: {first:.0f} -> {last:.0f}")
                 if last > first * GROWTH + SLACK[name]:
                     raise Failed(f"{name} of the {role} grew from {first} to {last}")
+            shared = max((float(row["shared_kib"]) for row in rows), default=0.0)
+            words.append(f"{role} shared_kib: at most {shared:.0f} of {SHARED_KIB}")
+            if shared > SHARED_KIB:
+                raise Failed(f"the {role} shares {shared:.0f} KiB of memory")
             most = max((float(row["journal_bytes"]) for row in rows), default=0.0)
             if most > journal:
                 raise Failed(f"the journal of the {role} held {most:.0f} bytes")
