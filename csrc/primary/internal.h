@@ -282,9 +282,6 @@ void *remus_primary_receiver_main(void *arg);
  * Wait until `ready(p, arg)` is not 0 (called with lock held) and return it;
  * the caller is the receiver meanwhile.  -ETIMEDOUT.
  */
-/* Receive the newest barrier's ack if it can be had without a sleep, within
- * remus_spin_most().  What comes is handled. */
-void remus_primary_look_out(remus_primary *p);
 int remus_primary_wait_for(remus_primary *p,
                            int (*ready)(remus_primary *p, uint64_t arg),
                            uint64_t arg, int64_t timeout_ms);

@@ -267,7 +267,6 @@ int remus_primary_ioctl_wait(remus_primary *p, struct remus_ioctl_file *f,
         .done = done,
         .opaque = opaque};
     int rc = 0;
-    remus_primary_look_out(p);
     remus_primary_lock(p);
     /* Another disk's 30 may have taken the barrier meanwhile. */
     if (f->failed && is_late(p, f) && remus_primary_holds(p))

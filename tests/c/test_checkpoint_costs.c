@@ -154,6 +154,7 @@ static void by_ioctls(struct pair *t, int epochs)
     EXPECT(sem_init(&safe, 0, 0) == 0);
     for (int i = 0; i < epochs; i++) {
         CHECK(remus_primary_ioctl_send(t->p, &file, file.unique + 1, 0));
+        remus_primary_look_out(t->p);
         int rc = remus_primary_ioctl_wait(t->p, &file, 20000,
                                           remus_primary_wait_id(t->p), lives,
                                           answered, &safe);
