@@ -117,7 +117,7 @@ int remus_primary_state_write(remus_io *io, const char *state_dir,
         remus_fields_put(fields, FIELDS, s, p);
         remus_lineage_encode(&s->lineage, p + LINEAGE_AT);
         err = remus_slots_store(io, file, &kind, path, resource,
-                                REMUS_STORE_PROGRESS, s->serial, p);
+                                REMUS_STORE_DECISION, s->serial, p);
         if (!err && (err = io->sync_dir(io, state_dir)))
             remus_fail(err, "sync %s: %s", state_dir, remus_errno_text(err));
         if (err)

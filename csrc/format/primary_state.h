@@ -45,7 +45,9 @@ struct remus_primary_state {
 int remus_primary_state_read(remus_io *io, const char *state_dir,
                              const char *resource,
                              struct remus_primary_state *s);
-/* Take the next serial and make it durable; blocks.  Not two at a time. */
+/* Take the next serial and make it durable, in both slots: what a primary
+ * stores is who may write, and which numbers were used, and an older slot says
+ * neither.  Blocks.  Not two at a time. */
 int remus_primary_state_write(remus_io *io, const char *state_dir,
                               const char *resource,
                               struct remus_primary_state *s);

@@ -34,7 +34,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._binding import lib
-from ..shared.log import say
+from ..shared.log import as_standard_error, say
 from ..shared.mounts import detach
 from ._process import stop_signals
 
@@ -67,7 +67,7 @@ def keep(command: Sequence[str], mount: str, *, once: Sequence[str] = ()) -> int
     ``once``: more arguments, for the first one only.
     """
     lib.remus_harden_process()
-    with stop_signals(on_hangup="ignore") as signals:
+    with as_standard_error(), stop_signals(on_hangup="ignore") as signals:
         return _Keeper(command, mount, signals, once).run()
 
 
@@ -201,8 +201,8 @@ class _Keeper:
             if not self._may_start(server):
                 return self._give_up("its servers die again and again", 1)
             self._end_next()
-            say(f"{self._mount}: its server died (code {code}): starting another one")
-            server = self._start()
+            server = self._start()  # first: the guest waits
+            say(f"{self._mount}: its server died (code {code}): another one starts")
 
     @staticmethod
     def _dead(server: _Server) -> bool:
@@ -278,6 +278,6 @@ def adopt(arguments: Sequence[str]) -> int:
     os.dup2(null, 0)
     os.close(null)
     lib.remus_harden_process()
-    with stop_signals(on_hangup="ignore") as signals:
+    with as_standard_error(), stop_signals(on_hangup="ignore") as signals:
         keeper = _Keeper(command, mount, signals)
         return keeper.run(keeper.adopt(int(server), sock))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -96,6 +97,24 @@ def same_in_the_end(host: Host, kept: Kept, model: bytes) -> str:
     assert (host.folder / "p0").read_bytes() == model
     assert not os.path.ismount(kept.mount)
     return said
+
+
+def test_a_log_that_nobody_reads_keeps_no_guest_waiting(host: Host) -> None:
+    """Standard error is a full pipe: the keeper starts the next server."""
+    host.start_backup()
+    kept = Kept(host)
+    pipe = os.open(f"/proc/{kept.keeper.pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+    for piece in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(pipe, bytes(piece))
+    os.close(pipe)
+    guest = Guest(kept.mount / "root")
+    for _ in range(2):
+        guest.moves_on()
+        kept.kill_server()
+    guest.moves_on()
+    guest.stop()
 
 
 def test_a_killed_servers_guest_goes_on(host: Host) -> None:

@@ -5,10 +5,12 @@ stays named, and there is always a way out, for once."""
 from __future__ import annotations
 
 import shutil
+import struct
+from pathlib import Path
 
 import pytest
 
-from remus_native import State
+from remus_native import RemusError, State
 from support.pair import MIB, checkpoint, next_checkpoint
 from support.two_hosts import Hosts, fill
 from support.waiting import until
@@ -159,3 +161,51 @@ def test_a_primary_that_was_rolled_back_is_refused_by_name(hosts, tmp_path, clea
     b = hosts.backup("b", discard_local=True)
     a.wait_protected(timeout_s=30)
     same(hosts, a, b)
+
+
+def newest_slot_is_damaged(state: Path) -> None:
+    """One bit of the slot with the higher serial, or of the first."""
+    data = bytearray(state.read_bytes())
+    serials = [struct.unpack_from("<Q", data, at + 8)[0] for at in (0, 4096)]
+    data[(4096 if serials[1] > serials[0] else 0) + 40] ^= 1
+    state.write_bytes(data)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_fenced_primary_stays_fenced_if_a_slot_is_lost(hosts, force):
+    """Stepped down, or failed away from; then it is killed."""
+    state = hosts.folder / "a" / "primary.state"
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    fill(a, 1)
+    checkpoint(a)
+    a.session_end()
+    b.promote(force=force)
+    until(lambda: a.status().state is State.FENCED)
+    killed = state.read_bytes()
+    a.close()
+    state.write_bytes(killed)
+    newest_slot_is_damaged(state)
+    b.close()
+    with pytest.raises(RemusError, match="fenced|failed away|stepped down"):
+        hosts.primary("a", wait=False)
+
+
+def test_a_split_brain_is_named_though_a_slot_is_lost(hosts):
+    """The primary wrote alone, was killed, and the backup was promoted."""
+    state = hosts.folder / "a" / "primary.state"
+    b = hosts.backup("b")
+    a = hosts.primary("a")
+    checkpoint(a)
+    a.session_end()
+    b.close()
+    until(lambda: not a.status().connected)
+    fill(a, 7, at=2 * MIB)
+    killed = state.read_bytes()
+    a.close()
+    state.write_bytes(killed)
+    newest_slot_is_damaged(state)
+    b = hosts.backup("b")
+    b.promote(force=True)
+    a = hosts.primary("a", wait=False)
+    until(lambda: a.status().state is State.SPLIT_BRAIN)
