@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* A backup: open, recover, status, close.  The parts are in backup.h. */
+/* A backup: open, close, and what it tells.  The parts are in backup.h. */
 #include "backup/backup.h"
 
 #include <errno.h>
@@ -9,7 +9,6 @@
 #include <string.h>
 
 #include "link/config.h"
-#include "link/full.h"
 #include "base/error.h"
 #include "base/sized.h"
 #include "base/entry.h"
@@ -196,6 +195,7 @@ static int allocate(remus_backup *b, const struct remus_backup_config *c,
     pthread_mutex_init(&b->apply_lock, NULL);
     pthread_mutex_init(&b->view_lock, NULL);
     pthread_mutex_init(&b->lock, NULL);
+    pthread_mutex_init(&b->shown_lock, NULL);
     b->disks = calloc(c->volume_count, sizeof *b->disks);
     b->resource = strdup(c->resource);
     b->state_dir = strdup(c->state_dir);
@@ -301,6 +301,9 @@ int remus_backup_open_io(const struct remus_backup_config *config,
     pthread_mutex_lock(&b->lock);
     b->opened = 1;
     remus_backup_unlock(b);
+    /* To show while it can't be looked at. */
+    struct remus_status first = {.struct_size = sizeof first};
+    (void)remus_backup_status(b, &first);
     *out = b;
     return 0;
 }
@@ -353,6 +356,7 @@ void remus_backup_free(remus_backup *b)
     free(b->buffer);
     remus_events_close(&b->events);
     pthread_mutex_destroy(&b->lock);
+    pthread_mutex_destroy(&b->shown_lock);
     pthread_mutex_destroy(&b->apply_lock);
     pthread_mutex_destroy(&b->view_lock);
     free(b);
@@ -384,127 +388,7 @@ void remus_backup_close(remus_backup *b)
     free(text);
 }
 
-/* ---- status --------------------------------------------------------- */
-
-/*
- * Is the journal full of what is closed and not committed?  What is committed
- * makes room by itself.  (lock held)
- */
-static int waits_for_commits(const remus_backup *b)
-{
-    return !b->failed && remus_super_follows(b->super.role) &&
-           b->authority.who != REMUS_DECIDES_OURS &&
-           b->prepared > b->committed && b->applied == b->committed &&
-           remus_backup_is_full(b);
-}
-
-/* lock held */
-static void backup_reason(const remus_backup *b, struct remus_status *s)
-{
-    const char *why = b->reason;
-    char text[REMUS_REASON_MAX];
-    if (b->failed) {
-        snprintf(s->reason, sizeof s->reason,
-                 "%.180s: repair that and restart this backup: all that it "
-                 "acked is still there",
-                 why);
-        return;
-    }
-    /* After a promote it does not matter how the last connection ended. */
-    if (!*why || remus_super_promoted(&b->super)) {
-        switch (s->state) {
-        case REMUS_STATE_INCONSISTENT:
-            why = "no complete copy of the disks: start the primary";
-            if (!remus_backup_untouched(b))
-                break;
-            snprintf(text, sizeof text,
-                     "was the primary: the disks are as it left them; start "
-                     "the other side as the primary (promote it first, if it "
-                     "was not), or this one again; only if the other side is "
-                     "lost, promote checkpoint %llu, these disks as they are",
-                     (unsigned long long)b->super.base);
-            why = text;
-            break;
-        case REMUS_STATE_CATCHING_UP:
-            why = b->now.phase == REMUS_AT_CATCHING
-                      ? "the primary sends what changed meanwhile; "
-                        "until it is committed the last checkpoint "
-                        "stays"
-                  : b->now.phase == REMUS_AT_COPYING
-                      ? "the primary is copying its disks"
-                      : "the copy is complete, but for the checkpoint that "
-                        "ends it";
-            break;
-        case REMUS_STATE_SPLIT_BRAIN:
-            why = "both sides went on from one checkpoint: decide which one "
-                  "to lose, stop its guest, and start it as the backup "
-                  "with --discard-local";
-            break;
-        case REMUS_STATE_STANDBY:
-            why = s->connected ? "a primary is connected and has sent nothing "
-                                 "yet; can be promoted"
-                               : "no primary connected; can be promoted";
-            break;
-        case REMUS_STATE_PROTECTED:
-            why = "following the primary";
-            break;
-        case REMUS_STATE_PROMOTING:
-        case REMUS_STATE_PROMOTED:
-            snprintf(text, sizeof text, "%s checkpoint %llu",
-                     s->state == REMUS_STATE_PROMOTED
-                         ? "was promoted to"
-                         : "a promote was interrupted; finish it at",
-                     (unsigned long long)b->super.target);
-            why = text;
-            break;
-        default:
-            break;
-        }
-    }
-    snprintf(s->reason, sizeof s->reason, "%s", why);
-}
-
-static void take_status(remus_backup *b, struct remus_status *s)
-{
-    struct remus_status net = {0};
-    remus_backup_net_status(b, &net);
-    pthread_mutex_lock(&b->lock);
-    *s = b->stats;
-    s->struct_size = sizeof *s;
-    s->role = REMUS_ROLE_BACKUP;
-    s->connected = net.connected;
-    s->link_changed_ns = net.link_changed_ns;
-    s->refused = net.refused;
-    memcpy(s->security, net.security, sizeof s->security);
-    s->state = remus_backup_state(b, net.connected);
-    s->volumes = b->disk_count;
-    snprintf(s->resource, sizeof s->resource, "%s", b->resource);
-    const unsigned char *id = remus_super_promoted(&b->super)
-                                  ? b->super.promoted_generation
-                                  : b->super.lineage.id;
-    for (int i = 0; i < REMUS_ID_BYTES; i++)
-        snprintf(s->generation + 2 * i, 3, "%02x", id[i]);
-    s->prepared_epoch = b->prepared;
-    s->committed_epoch = b->committed;
-    s->applied_epoch = b->applied;
-    s->stable_epoch = remus_backup_stable(b);
-    s->open_epoch = b->open ? b->open->number : 0;
-    if (remus_super_promoted(&b->super))
-        s->promoted_epoch = b->super.target;
-    s->journal_bytes =
-        remus_journal_used(&b->journal) * b->journal.segment_bytes;
-    s->journal_limit = b->journal.segments * b->journal.segment_bytes;
-    backup_reason(b, s);
-    if (waits_for_commits(b))
-        remus_full_text(s->reason, &(struct remus_full){
-                                       .role = REMUS_ROLE_BACKUP,
-                                       .pinned = remus_backup_pin_holds(b),
-                                       .pin = b->pin,
-                                       .committed = b->committed,
-                                       .newest = b->prepared});
-    remus_text_clean(s->reason); /* it may have been cut */
-    remus_backup_unlock(b);
-}
+/* ---- what it tells ----------------------------------------------------- */
 
 int remus_backup_event_fd(remus_backup *b)
 {
@@ -527,7 +411,12 @@ int remus_backup_log(remus_backup *b, uint64_t after,
         no = remus_log_given(out, cap, next, lost, "backup_log");
     if (no)
         return no;
-    pthread_mutex_lock(&b->lock);
+    /* What is held up has not happened yet. */
+    if (remus_backup_reach(b)) {
+        *next = after;
+        *lost = 0;
+        return 0;
+    }
     int n = remus_log_read(&b->log, after, out, cap, next, lost);
     remus_backup_unlock(b);
     return n;
@@ -541,8 +430,9 @@ int remus_backup_status(remus_backup *b, struct remus_status *status)
                                "status");
     if (no)
         return no;
-    struct remus_status now;
-    take_status(b, &now);
+    struct remus_status net = {0}, now;
+    remus_backup_net_status(b, &net);
+    remus_backup_look_at(b, &net, &now);
     remus_sized_give(status, &now, sizeof now);
     return 0;
 }

@@ -107,6 +107,8 @@ struct remus_backup {
     pthread_mutex_t apply_lock;
     pthread_mutex_t view_lock;
     pthread_mutex_t lock;
+    pthread_mutex_t shown_lock;   /* leaf */
+    struct remus_status shown;    /* shown_lock: as it was last told */
     struct remus_journal journal; /* its owner lock is `lock` */
     uint64_t writing; /* lock: the apply under way goes up to it; 0: none */
     uint64_t writes;  /* lock: how many applies have begun */

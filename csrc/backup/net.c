@@ -74,14 +74,24 @@ static void admit(void *opaque, struct remus_conn *conn)
 
 /* ---- pinger thread ------------------------------------------------------ */
 
-static void ping(struct remus_backup_net *net)
+static void facts(struct remus_backup_net *net, struct remus_status *s)
 {
     pthread_mutex_lock(&net->lock);
-    int connected = net->connected;
+    s->connected = net->connected;
+    s->link_changed_ns = net->link_changed_ns;
+    if (net->connected)
+        memcpy(s->security, net->link.security, sizeof s->security);
     pthread_mutex_unlock(&net->lock);
-    if (!connected)
-        return;
-    remus_backup_send_ping(net);
+    s->refused = remus_refusals_total(&net->refusals);
+}
+
+static void ping(struct remus_backup_net *net)
+{
+    struct remus_status s = {0};
+    facts(net, &s);
+    if (s.connected)
+        remus_backup_send_ping(net);
+    remus_backup_show(net->b, &s);
 }
 
 static void *pinger_main(void *arg)
@@ -443,15 +453,8 @@ void remus_backup_net_stop(remus_backup *b)
 void remus_backup_net_status(remus_backup *b, struct remus_status *s)
 {
     struct remus_backup_net *net = b->net;
-    if (!net)
-        return;
-    pthread_mutex_lock(&net->lock);
-    s->connected = net->connected;
-    s->link_changed_ns = net->link_changed_ns;
-    if (net->connected)
-        memcpy(s->security, net->link.security, sizeof s->security);
-    pthread_mutex_unlock(&net->lock);
-    s->refused = remus_refusals_total(&net->refusals);
+    if (net)
+        facts(net, s);
 }
 
 int remus_backup_refusals(remus_backup *b, struct remus_refusal *out,

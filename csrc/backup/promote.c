@@ -7,7 +7,6 @@
 #include "backup/backup.h"
 #include "base/check.h"
 #include "base/error.h"
-#include "base/sized.h"
 #include "base/entry.h"
 #include "base/random.h"
 
@@ -308,8 +307,10 @@ int remus_backup_target(remus_backup *b, enum remus_promote_by by,
     if (no)
         return no;
     const struct named n = {by, epoch, tag, tag_len};
-    pthread_mutex_lock(&b->lock);
-    int err = find_target(b, &n, target);
+    int err = remus_backup_reach(b);
+    if (err)
+        return err;
+    err = find_target(b, &n, target);
     remus_backup_unlock(b);
     return err ? remus_fail_in(err, "backup of %s", b->resource) : 0;
 }
@@ -552,49 +553,4 @@ int remus_backup_pin(remus_backup *b, uint64_t epoch)
         b->pin = epoch;
     remus_backup_unlock(b);
     return err ? remus_fail_in(err, "backup of %s", b->resource) : 0;
-}
-
-/* The newest `cap` of the checkpoints that were listed. */
-struct list {
-    struct remus_checkpoint *out;
-    size_t each; /* bytes from one to the next */
-    unsigned int cap, n;
-};
-
-static void list_one(struct list *l, const struct remus_checkpoint *cp,
-                     uint32_t flags)
-{
-    struct remus_checkpoint one = *cp;
-    one.flags |= flags;
-    unsigned int at = l->n++;
-    if (!l->cap)
-        return;
-    if (at >= l->cap) {
-        at = l->cap - 1;
-        memmove(l->out, (char *)l->out + l->each, at * l->each);
-    }
-    remus_sized_put(l->out, at, &one, sizeof one);
-}
-
-int remus_backup_checkpoints(remus_backup *b, struct remus_checkpoint *out,
-                             unsigned int cap)
-{
-    int no = remus_enter(b, "backup_checkpoints");
-    if (!no && cap)
-        no = remus_sized_check(out, sizeof *out, "backup_checkpoints", "out");
-    if (no)
-        return no;
-    struct list l = {out, cap ? out->struct_size : 0, cap, 0};
-    pthread_mutex_lock(&b->lock);
-    if (remus_super_promoted(&b->super)) {
-        list_one(&l, &b->super.cp, REMUS_CP_COMMITTED);
-    } else if (remus_backup_consistent(b)) {
-        if (remus_backup_committed(b))
-            list_one(&l, &b->committed_cp, REMUS_CP_COMMITTED);
-        for (size_t i = 0; i < b->epoch_count; i++)
-            if (b->epochs[i]->number > b->committed)
-                list_one(&l, &b->epochs[i]->cp, 0);
-    }
-    remus_backup_unlock(b);
-    return (int)l.n;
 }

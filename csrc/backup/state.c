@@ -4,10 +4,14 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <time.h>
 
 #include "backup/backup.h"
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/error.h"
+
+#define REACH_MS 100
 
 /* ---- failures ------------------------------------------------------------ */
 
@@ -345,6 +349,20 @@ int remus_backup_invariants(const remus_backup *b)
 {
     int err = check_phase(b);
     return err ? err : check_numbers(b);
+}
+
+/* Not a timed lock: its clock would be the system's. */
+int remus_backup_reach(remus_backup *b)
+{
+    for (int ms = 0; pthread_mutex_trylock(&b->lock); ms++) {
+        if (ms == REACH_MS)
+            return remus_fail(-EAGAIN,
+                              "backup of %s: its journal's disk has not "
+                              "answered for %d ms: ask again",
+                              b->resource, REACH_MS);
+        nanosleep(&(struct timespec){0, REMUS_NS_PER_MS}, NULL);
+    }
+    return 0;
 }
 
 void remus_backup_unlock(remus_backup *b)

@@ -322,7 +322,8 @@ REMUS_API void remus_primary_close(remus_primary *p);
 
 /* ---- Backup ---------------------------------------------------------- */
 
-/* Calls never block, and have no errors of their own, unless they say so. */
+/* Calls never block (-EAGAIN: the journal's disk has stalled for 100 ms), and
+ * have no errors of their own, unless they say so. */
 
 typedef struct remus_backup remus_backup;
 
@@ -460,15 +461,13 @@ REMUS_API int remus_backup_target(remus_backup *b, enum remus_promote_by by,
                                   uint64_t epoch, const void *tag,
                                   size_t tag_len, uint64_t *target);
 
-/*
- * The checkpoints that promote accepts, oldest first.  Returns how many there
- * are; writes at most `cap` of them (the newest if there are more).
- */
+/* The checkpoints that promote accepts, oldest first.  Returns how many there
+ * are; writes at most `cap` of them (the newest if there are more). */
 REMUS_API int remus_backup_checkpoints(remus_backup *b,
                                        struct remus_checkpoint *out,
                                        unsigned int cap);
 
-/* The state and counters now. */
+/* The state and counters now; if the journal's disk stalls, as they were. */
 REMUS_API int remus_backup_status(remus_backup *b,
                                   struct remus_status *status);
 

@@ -250,11 +250,16 @@ class Backup(Side[BackupConfig]):
         return int(out[0])
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """The checkpoints that `promote` accepts, oldest first."""
+        """The checkpoints that `promote` accepts, oldest first.
+
+        EAGAIN if the journal's disk has stalled for 100 ms.
+        """
         cap = 4096
         out = sized("checkpoint", cap)
         with self._call() as raw:
             count = lib.remus_backup_checkpoints(raw, out, cap)
+            if count < 0:
+                raise_for(count)
         return tuple(
             Checkpoint(
                 epoch=cp.epoch,

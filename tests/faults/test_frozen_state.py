@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from remus_native import Export, ReplicationLost, State
+from remus_native import Export, RemusError, ReplicationLost, State
 from support.disks import MIB, Disk, Rig, exactly, fill, next_checkpoint, usable
 from support.waiting import until
 
@@ -175,3 +175,29 @@ def test_an_outage_while_it_is_frozen_holds_only_writes_up(rig):
     rig.open_backup()
     want = rig.data("p")
     exactly(rig, next_checkpoint(primary), want)
+
+
+def test_a_frozen_journal_hides_no_backup(rig, tmp_path):
+    """What a backup is can be asked while its journal can't be written."""
+    disk = rig.disk("b.state", 40 * MIB)
+    rig.open()
+    fill(rig.primary, 1)
+    epoch = next_checkpoint(rig.primary)
+    time.sleep(1.2)  # what it shows while nobody can look is as old at most
+    worst = Worst()
+    with frozen(disk):
+        for at in range(40):  # more than sockets hold
+            rig.primary.pwrite(0, bytes(65536), at * 65536)
+        until(lambda: "journal's disk" in rig.backup.status().reason)
+        for _ in range(3):
+            status = worst.timed("status", rig.backup.status)
+            assert status.prepared_epoch == epoch
+            for name, call in (
+                ("checkpoints", rig.backup.checkpoints),
+                ("target", rig.backup.target),
+            ):
+                with pytest.raises(RemusError, match="journal's disk"):
+                    worst.timed(name, call)
+    assert max(worst.values()) < PATIENCE_S, worst
+    until(lambda: rig.backup.status().reason == "following the primary")
+    assert rig.backup.checkpoints()

@@ -46,7 +46,10 @@ static void *list(void *arg)
 {
     struct promotion *p = arg;
     p->cp[0].struct_size = sizeof p->cp[0];
-    p->count = remus_backup_checkpoints(side[backup_host].backup, p->cp, 256);
+    do /* -EAGAIN: the journal's disk stalls */
+        p->count =
+            remus_backup_checkpoints(side[backup_host].backup, p->cp, 256);
+    while (p->count == -EAGAIN);
     return NULL;
 }
 
