@@ -101,7 +101,7 @@ int remus_backup_write_epochs(remus_backup *b, uint64_t target)
     pthread_mutex_lock(&b->lock);
     b->writing = target;
     b->writes++;
-    pthread_mutex_unlock(&b->lock);
+    remus_backup_unlock(b);
     int err = remus_backup_measure(b, target);
     uint64_t covered = 0;
     for (unsigned int i = 0; !err && i < b->disk_count; i++)

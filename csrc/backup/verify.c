@@ -171,7 +171,7 @@ static int being_written(remus_backup *b, const struct remus_record *r,
     for (size_t i = 0;
          !err && i < b->epoch_count && b->epochs[i]->number <= b->writing; i++)
         err = collect(p, &b->epochs[i]->extents, r);
-    pthread_mutex_unlock(&b->lock);
+    remus_backup_unlock(b);
     for (size_t i = 0; !err && i < p->n; i++)
         err = overlay(b, &p->v[i], over);
     pthread_mutex_unlock(&b->view_lock);
@@ -211,7 +211,7 @@ int remus_backup_read(remus_backup *b, unsigned int volume, void *buf,
             err = read_disk(b, volume, buf, len, offset);
         pthread_mutex_lock(&b->lock);
         now = b->writes;
-        pthread_mutex_unlock(&b->lock);
+        remus_backup_unlock(b);
     } while (!err && now != writes);
     for (size_t i = 0; !err && i < p.n; i++)
         memcpy((unsigned char *)buf + p.v[i].at, over + p.v[i].at,

@@ -9,9 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import StateError
+from ..errors import RemusError, StateError
 from ..replica import Backup, Checkpoint, State
 from ..resource_file import ResourceFile
+from ..shared.log import say
 from ._fence import run_fence
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
 
 LOOK_S = 0.02  # between looks whether a primary has come
 CATCH_UP_S = 30.0  # for one that is just being caught up with
+#: The address is another host's, or a name that nobody knows now.
+NOT_HERE = (errno.EADDRNOTAVAIL, errno.EHOSTUNREACH)
 
 
 def checkpoint_object(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -38,13 +41,24 @@ def listen_first(resource: ResourceFile, backup: Backup) -> None:
     """Serve ``backup``, whose process does not run, for as long as a loss takes.
 
     So a primary that lives has the time to come and be asked, as that process
-    would ask it: nobody is fenced who would have answered.  Raises what
+    would ask it: nobody is fenced who would have answered.  Where the address
+    is none of this host's now, nobody can come, and that is said.  Raises what
     `Backup.serve` raises.
     """
     if backup.status().promoted_epoch:
         return
-    backup.serve(resource.listens, tls=resource.tls, loss_ms=resource.limits.loss_ms)
-    end = time.monotonic() + resource.limits.loss_ms / 1000
+    loss_ms = resource.limits.loss_ms
+    try:
+        backup.serve(resource.listens, tls=resource.tls, loss_ms=loss_ms)
+    except RemusError as error:
+        if error.errno not in NOT_HERE:
+            raise
+        say(
+            f"{resource.name}: a primary that lives can't be asked whether it steps "
+            f"down, for this host can't listen: {error}"
+        )
+        return
+    end = time.monotonic() + loss_ms / 1000
     while not backup.status().connected and time.monotonic() < end:
         time.sleep(LOOK_S)
     # It answers no as long as it is not Protected, and would at each try.

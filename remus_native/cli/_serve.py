@@ -315,7 +315,13 @@ class _OldAddress:
         try:
             before = resource.swapped()
             if before.address == resource.address:
-                return  # one socket for both: that is where our backup listens
+                # That is where our backup listens.
+                say(
+                    f"{resource.name}: an old primary that starts again on this "
+                    "socket is not told what became of it, and takes writes: "
+                    "give address_swapped a socket of its own"
+                )
+                return
             self._address = OldAddress(
                 resource.name,
                 state_dir=resource.primary.state,

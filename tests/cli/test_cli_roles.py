@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import time
@@ -233,6 +234,43 @@ def test_without_a_primary_it_listens_for_loss_and_then_fences(host: Host) -> No
     assert main(["promote", str(host.file)]) == 0
     assert time.monotonic() - start >= 1.2
     assert notes.exists()
+
+
+def test_a_host_that_lost_its_address_can_be_promoted(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody can be heard there: that is said, and the fence decides."""
+    notes = with_fence(host, "exit 0")
+    backup = a_lost_primary(host)
+    backup.terminate()
+    assert backup.wait(DEADLINE_S) == 0
+    text = re.sub(
+        r"^address = .*$",
+        'address = "tcp:192.0.2.77:7790"\ntls = "off"',
+        host.file.read_text(),
+        flags=re.M,
+    )
+    host.file.write_text(text)
+    assert main(["promote", str(host.file)]) == 0
+    assert "can't listen" in capsys.readouterr().err
+    assert notes.exists()
+
+
+@pytest.mark.fuse
+def test_one_socket_for_both_sides_is_told(host: Host) -> None:
+    """Of an old primary there nobody would hear."""
+    text = host.file.read_text()
+    mount = f'[backup]\nmount = "{host.folder}/b/mount"'
+    host.file.write_text(text.replace("[backup]", mount))
+    mounts_of(host, "b")
+    backup = host.start_backup()
+    with host.open_primary() as primary:
+        commit_one(primary)
+    assert main(["promote", str(host.file)]) == 0
+    wait_for("primary", lambda: is_now(host, "b", "primary", "Connecting"))
+    backup.terminate()
+    _, said = backup.communicate(timeout=DEADLINE_S)
+    assert "give address_swapped a socket of its own" in said
 
 
 # ---- the old address of a side that is the primary now --------------------------

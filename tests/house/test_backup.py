@@ -33,6 +33,18 @@ STATES = {
 }
 
 
+def test_the_lock_is_given_back_through_its_function() -> None:
+    """So that the invariants are asked, and changes told, whenever it is."""
+    raw = r"\bpthread_(mutex_unlock|cond_(timed)?wait)\([^;]*\bb->lock\b"
+    found = [
+        name
+        for name, text in SOURCES.items()
+        if name.startswith("backup/")
+        for _ in re.finditer(raw, text)
+    ]
+    assert found == ["backup/state.c"]  # the function itself
+
+
 @pytest.mark.parametrize("state", STATES)
 def test_a_state_is_written_in_one_file(state: str) -> None:
     home, pattern = STATES[state]
