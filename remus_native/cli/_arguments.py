@@ -12,6 +12,7 @@ from .._text import shortened
 from .._version import __version__
 from ..resource_file import parse_duration_ms, parse_size
 from ..watching import RESOURCES_DIR
+from ._logging import add_log_arguments
 
 __all__ = ["EXIT_CODES", "parser"]
 
@@ -224,10 +225,11 @@ def _add_backup(commands: Any) -> None:
         action="store_true",
         help="in a split brain: discard what this side wrote by itself",
     )
+    add_log_arguments(parser)
 
 
 def _add_primary(commands: Any) -> None:
-    _add(
+    parser = _add(
         commands,
         "primary",
         "serve the disks to the guest, in the foreground",
@@ -237,6 +239,7 @@ def _add_primary(commands: Any) -> None:
         "root and /dev/fuse.",
         "remus-native primary guest0.toml",
     )
+    add_log_arguments(parser)
 
 
 def _add_here(
@@ -283,6 +286,7 @@ def _add_up(commands: Any) -> None:
         action="store_true",
         help="serve in this process alone: its death takes the guest's disks away",
     )
+    add_log_arguments(parser)
 
 
 def _add_down(commands: Any) -> None:

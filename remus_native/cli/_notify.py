@@ -8,6 +8,7 @@ is run.  A failure is said, and tried no second time.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -110,7 +111,7 @@ class Notifier:
                     stop=self._stop,
                 )
             except FenceFailed as error:
-                say(f"{error} ({facts['old']} to {facts['new']})")
+                say(f"{error} ({facts['old']} to {facts['new']})", logging.WARNING)
                 stopped = "told to stop" in str(error)
         if self._left:
             self._end()

@@ -8,20 +8,21 @@ import contextlib
 import dataclasses
 import errno
 import ipaddress
+import logging
 import os
 import re
 import selectors
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
-from .._text import event
 from ..control import ControlServer
 from ..errors import StateError
 from ..replica import Refusal, State, Status
 from ..resource_file import ResourceFile
-from ..shared.log import say
+from ..shared.log import say, tell
 from ..shared.mounts import detach
 from ..shared.progress import LiveLine, bytes_text
 from ..watching import Newest
@@ -32,9 +33,11 @@ __all__ = [
     "is_inside",
     "make_directories",
     "notify_systemd",
+    "signal_names",
     "stop_signals",
     "warn_of_loopback",
     "warn_without_tls",
+    "who_asked",
 ]
 
 T = TypeVar("T")
@@ -49,6 +52,15 @@ STRAY = (
     signal.SIGTTOU,
 )
 POLL_S = 0.2
+CAUSE_S = 60.0  # for which one cause is not told again while the state stays
+CAUSES_MAX = 32
+LEVEL_OF = {
+    State.UNPROTECTED: logging.WARNING,
+    State.INCONSISTENT: logging.WARNING,
+    State.FENCED: logging.WARNING,
+    State.SPLIT_BRAIN: logging.ERROR,
+    State.FAILED: logging.ERROR,
+}
 
 
 @contextlib.contextmanager
@@ -96,13 +108,40 @@ def notify_systemd(text: str) -> None:
         sock.sendto(text.encode(), address)
 
 
+#: Requests that somebody is to be named for.
+ASKED = ("promote", "stop", "restart", "reload", "resume", "verify")
+
+
+def who_asked(name: str) -> Callable[[str, int, int], None]:
+    """What says of requests to serve the resource ``name`` who made them."""
+
+    def heard(request: str, pid: int, uid: int) -> None:
+        if request in ASKED:
+            say(
+                f"{name}: asked to {request} by process {pid} ({_command_of(pid)}), "
+                f"user {uid}"
+            )
+
+    return heard
+
+
+def _command_of(pid: int) -> str:
+    """As far as it can be told; it may be gone."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+            return comm.read().strip()
+    except OSError:
+        return "?"
+
+
 def warn_without_tls(resource: ResourceFile) -> None:
     """What nobody should overlook in a log."""
     if resource.tls == "off" and resource.address.startswith("tcp:"):
         say(
             f'warning: tls = "off": whoever can connect to {resource.listens} can '
             f"replace the disks of {resource.name}, and whoever is on the way can read "
-            "them"
+            "them",
+            logging.WARNING,
         )
 
 
@@ -121,7 +160,8 @@ def warn_of_loopback(resource: ResourceFile) -> None:
     say(
         f"warning: {resource.name}: {resource.listens} is {address} here, which only "
         "this host can connect to, and same_host = false: give the address of its "
-        'network, or listen = "tcp:0.0.0.0:PORT" for all of them'
+        'network, or listen = "tcp:0.0.0.0:PORT" for all of them',
+        logging.WARNING,
     )
 
 
@@ -223,7 +263,41 @@ def _make_directory(path: str, mode: int) -> None:
         os.chmod(path, mode)
 
 
+def signal_names(numbers: bytes) -> str:
+    """Signals, as `stop_signals` gives them."""
+    return ", ".join(dict.fromkeys(signal.Signals(one).name for one in numbers))
+
+
 # ---- the main thread -------------------------------------------------------------
+
+
+class Causes:
+    """Which reasons of an unchanged state are to be told: each new cause, once
+    in `CAUSE_S`; one whose numbers alone have changed is the same cause."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._told: dict[str, float] = {}
+        self._last = ""
+
+    def told(self, reason: str) -> None:
+        cause = re.sub(r"[0-9]+", "0", reason)
+        self._last = cause
+        self._told.pop(cause, None)
+        self._told[cause] = self._clock()
+        while len(self._told) > CAUSES_MAX:
+            del self._told[next(iter(self._told))]
+
+    def new(self, reason: str) -> bool:
+        """Whether to tell it; then it is told."""
+        cause = re.sub(r"[0-9]+", "0", reason)
+        if not reason or cause == self._last:
+            return False
+        self._last = cause
+        if self._clock() - self._told.get(cause, -CAUSE_S) < CAUSE_S:
+            return False
+        self.told(reason)
+        return True
 
 
 class Watch:
@@ -245,6 +319,7 @@ class Watch:
         self._stopped = False
         self._told = ""  # the newest failure of a step
         self._last: Status | None = None
+        self._causes = Causes()
 
     def status(self) -> dict[str, Any]:
         """What a ``status`` request is answered."""
@@ -267,6 +342,8 @@ class Watch:
                 self._guard(lambda: self._report(live))
                 ready = {key.fileobj for key, _ in selector.select(POLL_S)}
                 if self._signals in ready:
+                    names = signal_names(self._signals.recv(16, socket.MSG_PEEK))
+                    say(f"{self._resource.name}: stopping: {names}")
                     return True
                 if server in ready:
                     self._guard(server.run_pending)
@@ -285,7 +362,10 @@ class Watch:
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
             if told != self._told:
-                say(f"{self._resource.name}: {told}; the process goes on")
+                say(
+                    f"{self._resource.name}: {told}; the process goes on",
+                    logging.ERROR,
+                )
             self._told = told
             return None
 
@@ -298,18 +378,27 @@ class Watch:
             last is None
             or (now.state, now.connected) != (last.state, last.connected)
         ):  # fmt: skip
-            old = "-" if last is None else str(last.state)
-            live.note(
-                "remus-native: "
-                + event(
-                    "state",
-                    resource=self._resource.name,
-                    role=now.role,
-                    old=old,
-                    new=now.state,
-                    connected=int(now.connected),
-                    reason=now.reason,
-                )
+            live.clear()
+            tell(
+                "state",
+                level=LEVEL_OF.get(now.state, logging.INFO),
+                resource=self._resource.name,
+                role=now.role,
+                old="-" if last is None else str(last.state),
+                new=now.state,
+                connected=int(now.connected),
+                reason=now.reason,
+            )
+            self._causes.told(now.reason)
+        elif self._causes.new(now.reason):
+            live.clear()
+            tell(
+                "reason",
+                level=LEVEL_OF.get(now.state, logging.INFO),
+                resource=self._resource.name,
+                role=now.role,
+                state=now.state,
+                reason=now.reason,
             )
         if now.refused and (last is None or now.refused != last.refused):
             self._report_refusals(live)
@@ -331,15 +420,14 @@ class Watch:
         refusals = self._refusals()
         for one in refusals:
             if (one.source, one.first_ns) not in self._refused:
-                live.note(
-                    "remus-native: "
-                    + event(
-                        "refused",
-                        resource=self._resource.name,
-                        source=one.source,
-                        cause=one.cause,
-                        count=one.count,
-                        reason=one.text,
-                    )
+                live.clear()
+                tell(
+                    "refused",
+                    level=logging.WARNING,
+                    resource=self._resource.name,
+                    source=one.source,
+                    cause=one.cause,
+                    count=one.count,
+                    reason=one.text,
                 )
         self._refused = {(one.source, one.first_ns) for one in refusals}

@@ -15,12 +15,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._binding import lib
+from .._version import __version__
 from ..control import ControlServer
 from ..errors import RemusError, StateError
 from ..replica import Backup, Export, Primary, Standby, State, Status
@@ -33,6 +35,7 @@ from ..watching._events import log_object
 from ..watching._statistics import FILES
 from ._fence import FenceFailed, FenceWatch
 from ._kept import Kept
+from ._logging import LogOptions
 from ._notify import Notifier
 from ._process import (
     Watch,
@@ -43,6 +46,7 @@ from ._process import (
     stop_signals,
     warn_of_loopback,
     warn_without_tls,
+    who_asked,
 )
 from ._promote import checkpoint_object, promote_and_tell
 from ._verify import Verifier
@@ -81,17 +85,30 @@ def serve_primary(resource: ResourceFile) -> Next:
 
 
 def serve(
-    first: Callable[[], Next], *, kept: Kept | None = None, follows: bool = False
+    first: Callable[[], Next],
+    resource: ResourceFile,
+    log: LogOptions,
+    *,
+    kept: Kept | None = None,
+    follows: bool = False,
 ) -> int:
     """The role that ``first`` says, and one after the other: the exit code.
 
     No signal is lost between them, nor while it finds out.
     """
-    with as_standard_error(), stop_signals(on_hangup="ignore") as signals:
+    name = {"resource": resource.name}
+    with (
+        as_standard_error(log.over(resource), name),
+        stop_signals(on_hangup="ignore") as signals,
+    ):
         process = Process(signals, kept, follows)
+        say(
+            f"{resource.name}: remus-native {__version__} starts, process {os.getpid()}"
+        )
         role = first()
         while callable(role):
             role = role(process)
+        say(f"{resource.name}: process {os.getpid()} ends with exit code {role}")
         return role
 
 
@@ -234,6 +251,7 @@ class _Backup:
                 "stop": self.watch.stop,
                 "restart": _restart_by(self._resource, self._kept),
             },
+            heard=who_asked(self._resource.name),
         )
 
     def drop(self) -> None:
@@ -264,7 +282,10 @@ class _Backup:
             self._kept.look()
         if self.standby is not None and not self.standby.alive:
             mount = self._resource.backup.mount
-            say(f"{mount} was unmounted by somebody else: the backup goes on")
+            say(
+                f"{mount} was unmounted by somebody else: the backup goes on",
+                logging.WARNING,
+            )
             self.drop()
             self.standby.close()
             self.standby = None
@@ -279,7 +300,10 @@ class _Backup:
                 self._resource, self._backup, stop=self._signals.fileno()
             )
         except RemusError as error:
-            say(f"{name}: not promoted, though a disk is opened for writing: {error}")
+            say(
+                f"{name}: not promoted, though a disk is opened for writing: {error}",
+                logging.ERROR,
+            )
             failed = isinstance(error, FenceFailed)
             standby.refuse(errno.EIO if failed else error.errno or errno.EIO)
             return
@@ -328,7 +352,8 @@ class _OldAddress:
             # The guest's disk does not depend on this, and is served all the same.
             say(
                 f"{resource.name}: an old primary that comes back can't be told "
-                f"what became of it: {error}"
+                f"what became of it: {error}",
+                logging.WARNING,
             )
 
     def look(self) -> None:
@@ -339,7 +364,7 @@ class _OldAddress:
         if told == self._told:
             return
         self._told = told
-        say(f"{self._name}: {told}")
+        say(f"{self._name}: {told}", logging.WARNING)
         if split:
             self._primary.name_split(told)
 
@@ -385,8 +410,8 @@ def _be_primary(
         def alive() -> bool:
             status = primary.status()
             notifier.look()
-            for line in fence.look(status):
-                say(line)
+            for words, level in fence.look(status):
+                say(words, level)
             old.look()
             if kept is not None:
                 kept.look()
@@ -406,7 +431,8 @@ def _be_primary(
     if not mounted:
         say(
             f"{resource.primary.mount} was unmounted by somebody else: "
-            f"the disks of {resource.name} are not served any more"
+            f"the disks of {resource.name} are not served any more",
+            logging.ERROR,
         )
         return 1
     return 0
@@ -455,7 +481,7 @@ def _prepare_primary(resource: ResourceFile, *, mounted: bool) -> None:
 def _control_primary(
     resource: ResourceFile, primary: Primary, watch: Watch, kept: Kept | None
 ) -> ControlServer:
-    verifier = Verifier(primary, say)
+    verifier = Verifier(primary)
 
     def resume() -> dict[str, Any]:
         primary.resume()
@@ -476,6 +502,7 @@ def _control_primary(
             ),
         },
         deferred={"stop": watch.stop, "restart": _restart_by(resource, kept)},
+        heard=who_asked(resource.name),
     )
 
 

@@ -24,6 +24,7 @@ from ..shared.log import say
 from ..shared.progress import with_progress
 from ._keeper import keep
 from ._kept import Kept
+from ._logging import log_options
 from ._serve import Next, serve, serve_backup, serve_primary
 
 __all__ = [
@@ -144,8 +145,10 @@ def load_view(file: str, *, swapped: bool) -> ResourceFile:
 def up(arguments: argparse.Namespace) -> int:
     """Serve what this host is for the resource; the exit code."""
     here = this_host(arguments)
+    log = log_options(arguments).over(here.resource)
     if Kept.wanted():
-        return _serve(here, arguments, Kept(_command(here, arguments), here.mount))
+        kept = Kept(_command(here, arguments), here.mount, log)
+        return _serve(here, arguments, kept)
     if arguments.no_keeper:
         return _serve(here, arguments, None)
     if os.geteuid() != 0:
@@ -155,13 +158,14 @@ def up(arguments: argparse.Namespace) -> int:
         )
         return _serve(here, arguments, None)
     once = ["--discard-local"] * arguments.discard_local
-    return keep(_command(here, arguments), here.mount, once=once)
+    return keep(_command(here, arguments), here.mount, once=once, log=log)
 
 
 def _command(here: Here, arguments: argparse.Namespace) -> list[str]:
     """What a keeper starts, each time."""
     command = [sys.executable, "-m", "remus_native", "up", "--host", here.section]
     command += ["--create"] * arguments.create
+    command += log_options(arguments).words()
     return [*command, os.path.abspath(arguments.file)]
 
 
@@ -181,7 +185,8 @@ def _serve(here: Here, arguments: argparse.Namespace, kept: Kept | None) -> int:
             discard_local=arguments.discard_local,
         )
 
-    return serve(first, kept=kept, follows=True)
+    log = log_options(arguments)
+    return serve(first, here.resource, log, kept=kept, follows=True)
 
 
 # ---- the others ----------------------------------------------------------------
