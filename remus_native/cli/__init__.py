@@ -356,6 +356,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "up": _up.up,
     "down": _up.down,
     "restart": _up.restart,
+    "reload": _up.reload,
     "role": _up.role,
     "backup": _backup,
     "primary": _primary,

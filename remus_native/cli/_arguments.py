@@ -124,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
         _add_up,
         _add_down,
         _add_restart,
+        _add_reload,
         _add_role,
         _add_backup,
         _add_primary,
@@ -308,6 +309,18 @@ def _add_role(commands: Any) -> None:
         "Read it from this host's state directory, whether a process runs or not;\n"
         "before the first start it is what FILE says.",
         "remus-native role guest0.toml",
+    )
+
+
+def _add_reload(commands: Any) -> None:
+    _add_here(
+        commands,
+        "reload",
+        "read the file and its keys again, under a running guest",
+        "As SIGHUP does. The key file counts from the next connection on; the log,\n"
+        "the fence and notify commands and their timeouts at once. What can't\n"
+        "change while it serves is named, and left as it is.",
+        "remus-native reload guest0.toml",
     )
 
 

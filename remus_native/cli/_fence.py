@@ -194,6 +194,10 @@ class FenceWatch:
         news, self._news = self._news, []
         return news
 
+    def use(self, resource: ResourceFile) -> None:
+        """From here on with the command of this one."""
+        self._resource = resource
+
     def close(self) -> None:
         """Nobody waits for leave any more."""
         os.close(self._stopper)

@@ -79,7 +79,7 @@ def keep(
     ``once``: more arguments, for the first one only.
     """
     lib.remus_harden_process()
-    with as_standard_error(log), stop_signals(on_hangup="ignore") as signals:
+    with as_standard_error(log), stop_signals(on_hangup="tell") as signals:
         return _Keeper(command, mount, signals, once).run()
 
 
@@ -144,9 +144,12 @@ class _Keeper:
                 os.set_inheritable(fd, True)
             command = [*self._command, *self._once]
             self._once = []
+            # Until it listens for it, a SIGHUP must not end it.
+            before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
             try:
                 pid = os.posix_spawn(command[0], command, environment)
             finally:
+                signal.signal(signal.SIGHUP, before)
                 for fd in given:
                     os.set_inheritable(fd, False)
         return _Server(pid, ours, child=True)
@@ -233,12 +236,7 @@ class _Keeper:
                 wanted += [ahead.socket, ahead.pidfd]
             ready, _, _ = select.select(wanted, [], [], 1.0 if ahead else None)
             if self._signals in ready:
-                names = signal_names(self._signals.recv(PACKET))
-                if not self._stopping:
-                    say(f"{self._mount}: stopping: the keeper got {names}")
-                self._stopping = True
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(server.pidfd, signal.SIGTERM)
+                self._pass_on(server, self._signals.recv(PACKET))
             if server.socket in ready and not self._hear(server):
                 heard = []
             if server.pidfd in ready:
@@ -248,6 +246,18 @@ class _Keeper:
                 return
             if ahead and self._is_ready(ahead, ready):
                 return
+
+    def _pass_on(self, server: _Server, numbers: bytes) -> None:
+        """Signals that came: the server reads its file anew, or is to stop."""
+        passed = signal.SIGHUP
+        if stops := bytes(one for one in numbers if one != signal.SIGHUP):
+            if not self._stopping:
+                names = signal_names(stops)
+                say(f"{self._mount}: stopping: the keeper got {names}")
+            self._stopping = True
+            passed = signal.SIGTERM
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(server.pidfd, passed)
 
     def _is_ready(self, ahead: _Server, ready: Sequence[Any]) -> bool:
         if self._stopping or ahead.pidfd in ready:
@@ -303,7 +313,7 @@ def adopt(arguments: Sequence[str]) -> int:
     lib.remus_harden_process()
     with (
         as_standard_error(LogSettings(**json.loads(log))),
-        stop_signals(on_hangup="ignore") as signals,
+        stop_signals(on_hangup="tell") as signals,
     ):
         keeper = _Keeper(command, mount, signals)
         return keeper.run(keeper.adopt(int(server), sock))

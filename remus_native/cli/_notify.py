@@ -58,6 +58,10 @@ class Notifier:
                 self._put(self._old, new, entry.text, entry.time_ns)
             self._old = new
 
+    def use(self, resource: ResourceFile) -> None:
+        """From here on with the command of this one."""
+        self._resource = resource
+
     def close(self, *, goes_on: bool = False) -> None:
         """``goes_on``: this process has another role now, and a guest that may
         wait for it; so what is left is run beside it."""

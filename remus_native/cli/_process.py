@@ -14,12 +14,14 @@ import re
 import selectors
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
+from .._text import printable
 from ..control import ControlServer
-from ..errors import StateError
+from ..errors import RemusError, StateError
 from ..replica import Refusal, State, Status
 from ..resource_file import ResourceFile
 from ..shared.log import say, tell
@@ -33,6 +35,7 @@ __all__ = [
     "is_inside",
     "make_directories",
     "notify_systemd",
+    "serving_signals",
     "signal_names",
     "stop_signals",
     "warn_of_loopback",
@@ -64,25 +67,31 @@ LEVEL_OF = {
 
 
 @contextlib.contextmanager
-def stop_signals(*, on_hangup: Literal["ignore", "stop"]) -> Iterator[socket.socket]:
+def stop_signals(
+    *, on_hangup: Literal["ignore", "stop", "tell"], always: bool = False
+) -> Iterator[socket.socket]:
     """SIGTERM and SIGINT as bytes to read, instead of death.
 
     Nothing runs in a signal handler, so nothing can be interrupted half-way.
     A closed terminal (SIGHUP) must not take a guest's disk away: what serves
     one ignores it, and what else a terminal or a log rotation sends to whom
-    it does not mean.  Where that is no disk, it is the word to stop.  What
-    whoever started us has set to be ignored, as nohup does, stays so.
+    it does not mean.  Where that is no disk, it is the word to stop; "tell" gives
+    its byte like the others'.  What whoever started us has set to be ignored,
+    as nohup does, stays so; not SIGHUP, with ``always``.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    stops = [*SIGNALS, *([signal.SIGHUP] if on_hangup == "stop" else [])]
+    told = [*SIGNALS, *([signal.SIGHUP] if on_hangup != "ignore" else [])]
     actions: dict[int, Any] = dict.fromkeys(
-        STRAY if on_hangup == "ignore" else (), signal.SIG_IGN
+        (one for one in STRAY if one not in told and on_hangup != "stop"),
+        signal.SIG_IGN,
     )
     actions.update(
         (number, lambda *_: None)
-        for number in stops
-        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN
+        for number in told
+        if number == signal.SIGTERM
+        or signal.getsignal(number) != signal.SIG_IGN
+        or (always and number == signal.SIGHUP)
     )
     before = {number: signal.signal(number, to) for number, to in actions.items()}
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -94,6 +103,34 @@ def stop_signals(*, on_hangup: Literal["ignore", "stop"]) -> Iterator[socket.soc
             signal.signal(number, handler)
         reader.close()
         writer.close()
+
+
+@contextlib.contextmanager
+def serving_signals(*, always: bool) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """What stops a process that serves, and SIGHUP, apart: the first can be read
+    once it is to stop, whoever waits for that; the second once for each SIGHUP.
+    """
+    with contextlib.ExitStack() as stack:
+        raw = stack.enter_context(stop_signals(on_hangup="tell", always=always))
+        stops, to_stops = socket.socketpair()
+        hangups, to_hangups = socket.socketpair()
+        for end in (stops, to_stops, hangups, to_hangups):
+            stack.callback(end.close)
+        to_stops.setblocking(False)
+        to_hangups.setblocking(False)
+
+        def sort() -> None:
+            while data := raw.recv(16):
+                for number in data:
+                    to = to_hangups if number == signal.SIGHUP else to_stops
+                    with contextlib.suppress(BlockingIOError):  # enough are there
+                        to.send(bytes([number]))
+
+        thread = threading.Thread(target=sort, name="signals", daemon=True)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(raw.shutdown, socket.SHUT_RDWR)
+        yield stops, hangups
 
 
 def notify_systemd(text: str) -> None:
@@ -309,7 +346,12 @@ class Watch:
         status: Callable[[], Status],
         signals: socket.socket,
         refusals: Callable[[], Sequence[Refusal]] = tuple,
+        *,
+        hangups: socket.socket | None = None,
+        reload: Callable[[], object] | None = None,
     ) -> None:
+        self._hangups = hangups
+        self._reload = reload
         self._resource = resource
         self._status = status
         self._newest = Newest()
@@ -338,6 +380,8 @@ class Watch:
         with selectors.DefaultSelector() as selector, LiveLine() as live:
             selector.register(self._signals, selectors.EVENT_READ)
             selector.register(server, selectors.EVENT_READ)
+            if self._hangups is not None:
+                selector.register(self._hangups, selectors.EVENT_READ)
             while not self._stopped:
                 self._guard(lambda: self._report(live))
                 ready = {key.fileobj for key, _ in selector.select(POLL_S)}
@@ -347,9 +391,22 @@ class Watch:
                     return True
                 if server in ready:
                     self._guard(server.run_pending)
+                if self._hangups in ready:
+                    self._guard(self._hang_up)
                 if self._guard(alive) is False:
                     return False
         return True
+
+    def _hang_up(self) -> None:
+        assert self._hangups is not None
+        self._hangups.recv(4096)  # several are one
+        say(f"{self._resource.name}: SIGHUP")
+        if self._reload is None:
+            return
+        try:
+            self._reload()
+        except RemusError as error:
+            say(f"{self._resource.name}: not read again: {error}", logging.ERROR)
 
     def _guard(self, step: Callable[[], T]) -> T | None:
         """One step of the loop; None if it failed.
@@ -389,6 +446,8 @@ class Watch:
                 connected=int(now.connected),
                 reason=now.reason,
             )
+            why = f": {printable(now.reason)}" if now.reason else ""
+            notify_systemd(f"STATUS={now.role}: {now.state}{why}")
             self._causes.told(now.reason)
         elif self._causes.new(now.reason):
             live.clear()

@@ -32,6 +32,7 @@ __all__ = [
     "down",
     "load_view",
     "load_written",
+    "reload",
     "restart",
     "role",
     "this_host",
@@ -216,6 +217,23 @@ def role(arguments: argparse.Namespace) -> int:
     """Print what this host is."""
     here = this_host(arguments)
     print(here.role())
+    return 0
+
+
+def reload(arguments: argparse.Namespace) -> int:
+    """Have the process that serves read the file again."""
+    here = this_host(arguments)
+    name = here.resource.name
+    try:
+        told = control.call(here.state, "reload", timeout_s=CALL_S)
+    except NotRunning as error:
+        raise NotRunning(f"{name}: {error}") from error
+    print(f"{name}: read again: {', '.join(told['changed']) or 'nothing changed'}")
+    if told["kept"]:
+        print(
+            f"{name}: these take effect with `remus-native restart "
+            f"{arguments.file}`, or the next start: {', '.join(told['kept'])}"
+        )
     return 0
 
 
