@@ -38,13 +38,14 @@ from ..resource_file import (
 )
 from ..resource_file._disks import has_state
 from ..shared.log import open_standard_descriptors, say, silence, use
+from ..shared.log_options import log_options
 from ..shared.progress import bytes_text, seconds_text, with_progress
 from . import _run as run
 from . import _up
 from ._arguments import EXIT_CODES
 from ._arguments import parser as _parser
 from ._doctor import check, doctor
-from ._logging import log_options
+from ._many import down, up
 from ._metrics import metrics
 from ._promote import (
     checkpoint_object,
@@ -353,8 +354,8 @@ def _commit(arguments: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "up": _up.up,
-    "down": _up.down,
+    "up": up,
+    "down": down,
     "restart": _up.restart,
     "reload": _up.reload,
     "role": _up.role,

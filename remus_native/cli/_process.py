@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import ipaddress
 import logging
+import math
 import os
 import re
 import selectors
@@ -30,6 +31,7 @@ from ..shared.progress import LiveLine, bytes_text
 from ..watching import Newest
 
 __all__ = [
+    "Pulse",
     "Watch",
     "detach_dead_mount",
     "is_inside",
@@ -308,6 +310,52 @@ def signal_names(numbers: bytes) -> str:
 # ---- the main thread -------------------------------------------------------------
 
 
+class Pulse:
+    """Tells the service manager's watchdog (WATCHDOG_USEC) that this serves.
+
+    A thread asks as an operator does, over the control socket, twice in the
+    watchdog's time, and looks whether the main thread goes round or is at
+    work.  It tells nothing unless both are so.  It never looks at a mount of
+    its own process, which could not be ended then.
+    """
+
+    def __init__(self, ask: Callable[[float], object], goes_round: Callable[[], float]):
+        self._ask = ask  # within so many seconds, or it raises
+        self._goes_round = goes_round  # when it last did; infinity: it is at work
+        self._end = threading.Event()
+        self._every_s = watchdog_s() / 2
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Pulse:
+        if self._every_s > 0:
+            self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end.set()  # not waited for: it may wait for an answer
+
+    def _run(self) -> None:
+        while not self._end.wait(self._every_s):
+            self.beat()
+
+    def beat(self) -> None:
+        try:
+            self._ask(self._every_s)
+        except Exception:
+            return
+        if time.monotonic() - self._goes_round() < self._every_s + POLL_S:
+            notify_systemd("WATCHDOG=1")
+
+
+def watchdog_s() -> float:
+    """0: nobody watches.  The manager may watch the keeper, which starts us."""
+    try:
+        return max(0.0, int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6)
+    except ValueError:
+        return 0.0
+
+
 class Causes:
     """Which reasons of an unchanged state are to be told: each new cause, once
     in `CAUSE_S`; one whose numbers alone have changed is the same cause."""
@@ -350,6 +398,7 @@ class Watch:
         hangups: socket.socket | None = None,
         reload: Callable[[], object] | None = None,
     ) -> None:
+        self._round = time.monotonic()  # when the loop last went round
         self._hangups = hangups
         self._reload = reload
         self._resource = resource
@@ -377,12 +426,14 @@ class Watch:
         self, server: ControlServer, *, alive: Callable[[], bool] = lambda: True
     ) -> bool:
         """Until a signal or `stop`: True.  Until ``alive`` denies: False."""
-        with selectors.DefaultSelector() as selector, LiveLine() as live:
+        pulse = Pulse(server.ask_itself, lambda: self._round)
+        with selectors.DefaultSelector() as selector, LiveLine() as live, pulse:
             selector.register(self._signals, selectors.EVENT_READ)
             selector.register(server, selectors.EVENT_READ)
             if self._hangups is not None:
                 selector.register(self._hangups, selectors.EVENT_READ)
             while not self._stopped:
+                self._round = time.monotonic()
                 self._guard(lambda: self._report(live))
                 ready = {key.fileobj for key, _ in selector.select(POLL_S)}
                 if self._signals in ready:
@@ -390,7 +441,9 @@ class Watch:
                     say(f"{self._resource.name}: stopping: {names}")
                     return True
                 if server in ready:
+                    self._round = math.inf  # a promote may take long
                     self._guard(server.run_pending)
+                    self._round = time.monotonic()
                 if self._hangups in ready:
                     self._guard(self._hang_up)
                 if self._guard(alive) is False:

@@ -29,12 +29,12 @@ from ..replica import Backup, Export, Primary, Standby, State, Status
 from ..replica._nodes import ContinuedPrimary
 from ..resource_file import ResourceFile
 from ..shared.log import as_standard_error, say
+from ..shared.log_options import LogOptions
 from ..shared.progress import bytes_text, with_progress
 from ..watching._events import log_object
 from ..watching._statistics import FILES
 from ._fence import FenceFailed, FenceWatch
 from ._kept import Kept
-from ._logging import LogOptions
 from ._notify import Notifier
 from ._process import (
     Watch,

@@ -21,20 +21,23 @@ from ..errors import CheckpointTimeout, ConfigError, RemusError
 from ..replica import role_of
 from ..resource_file import ResourceFile, Side, load
 from ..shared.log import say
+from ..shared.log_options import log_options
 from ..shared.progress import with_progress
 from ._keeper import keep
 from ._kept import Kept
-from ._logging import log_options
 from ._serve import Next, serve, serve_backup, serve_primary
 
 __all__ = [
     "Here",
+    "command",
     "down",
+    "here_of",
     "load_view",
     "load_written",
     "reload",
     "restart",
     "role",
+    "stop",
     "this_host",
     "up",
 ]
@@ -74,8 +77,13 @@ class Here:
 
 def this_host(arguments: argparse.Namespace) -> Here:
     """Which of the hosts of the file this is; `ConfigError` if nothing says so."""
-    resource = load(arguments.file)
-    return Here(resource, _section(resource, arguments.host))
+    return here_of(arguments.file, arguments.host)
+
+
+def here_of(file: str, host: str | None) -> Here:
+    """The same of any file."""
+    resource = load(file)
+    return Here(resource, _section(resource, host))
 
 
 def _section(resource: ResourceFile, named: str | None) -> Side:
@@ -148,7 +156,7 @@ def up(arguments: argparse.Namespace) -> int:
     here = this_host(arguments)
     log = log_options(arguments).over(here.resource)
     if Kept.wanted():
-        kept = Kept(_command(here, arguments), here.mount, log)
+        kept = Kept(command(here, arguments), here.mount, log)
         return _serve(here, arguments, kept)
     if arguments.no_keeper:
         return _serve(here, arguments, None)
@@ -159,15 +167,15 @@ def up(arguments: argparse.Namespace) -> int:
         )
         return _serve(here, arguments, None)
     once = ["--discard-local"] * arguments.discard_local
-    return keep(_command(here, arguments), here.mount, once=once, log=log)
+    return keep(command(here, arguments), here.mount, once=once, log=log)
 
 
-def _command(here: Here, arguments: argparse.Namespace) -> list[str]:
-    """What a keeper starts, each time."""
-    command = [sys.executable, "-m", "remus_native", "up", "--host", here.section]
-    command += ["--create"] * arguments.create
-    command += log_options(arguments).words()
-    return [*command, os.path.abspath(arguments.file)]
+def command(here: Here, arguments: argparse.Namespace) -> list[str]:
+    """What serves this host's side: what a keeper starts, each time."""
+    words = [sys.executable, "-m", "remus_native", "up", "--host", here.section]
+    words += ["--create"] * arguments.create
+    words += log_options(arguments).words()
+    return [*words, os.path.abspath(here.resource.file)]
 
 
 def _serve(here: Here, arguments: argparse.Namespace, kept: Kept | None) -> int:
@@ -195,7 +203,11 @@ def _serve(here: Here, arguments: argparse.Namespace, kept: Kept | None) -> int:
 
 def down(arguments: argparse.Namespace) -> int:
     """Stop what `up` started, and wait until it has ended."""
-    here = this_host(arguments)
+    return stop(this_host(arguments))
+
+
+def stop(here: Here) -> int:
+    """... of this host."""
     name = here.resource.name
     control.call(here.state, "stop", timeout_s=CALL_S)
 

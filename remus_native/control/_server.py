@@ -18,6 +18,7 @@ from typing import Any
 
 from .._text import shortened
 from ..errors import StateError
+from ._client import call
 from ._lines import CONTROL_SOCKET, error_object, line_of, parse, path_of
 
 __all__ = ["ControlServer"]
@@ -88,6 +89,7 @@ class ControlServer:
         heard: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self._heard = heard
+        self._state_dir = state_dir
         self._quick = dict(quick)
         self._deferred = dict(deferred or {})
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
@@ -140,6 +142,10 @@ class ControlServer:
     def fileno(self) -> int:
         """Readable when `run_pending` has something to do."""
         return self._owner.fileno()
+
+    def ask_itself(self, timeout_s: float) -> None:
+        """Raises if ``status`` is not answered in time; blocks so long at most."""
+        call(self._state_dir, "status", timeout_s=timeout_s)
 
     def run_pending(self) -> None:
         """Carry out the deferred requests that wait, in this thread."""

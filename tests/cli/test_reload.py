@@ -16,6 +16,7 @@ import pytest
 
 from remus_native import Primary, Volume
 from remus_native.cli import main
+from remus_native.control import call
 from support.host import Host, is_now, node, status
 from support.keeping import Kept
 from support.pair import MIB, QUIET
@@ -185,6 +186,11 @@ class Hosts:
         now = status(self.host, "p")
         return now["connected"], now["link_changed_ns"]
 
+    def refusals(self) -> str:
+        """The newest text of each source."""
+        told = call(str(self.host.folder / "b"), "refusals")
+        return " ".join(one["text"] for one in told)
+
     def checkpoints_go_on(self) -> None:
         last = self.epoch()
         wait_for("checkpoints", lambda: self.epoch() > last + 3)
@@ -262,8 +268,8 @@ def test_a_key_is_replaced_under_a_running_guest(host: Host):
         with late:
             wait_for("a refusal", lambda: "refuses our key" in late.status().reason)
             assert "for the identity guest0:" in late.status().reason
-        refusals = host.run("status", "--json", "--side", "backup")[1]
-        assert "unknown identity guest0: this side has the key of guest0+2" in refusals
+            text = "unknown identity guest0: this side has the key of guest0+2"
+            wait_for("its name", lambda: text in hosts.refusals())
         # And the new one alone connects.
         hosts.restart_backup()
         hosts.checkpoints_go_on()

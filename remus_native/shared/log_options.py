@@ -21,9 +21,11 @@ class LogOptions:
     format: LogForm | None = None
     to: LogTo | None = None
 
-    def over(self, resource: ResourceFile) -> LogSettings:
+    def over(self, resource: ResourceFile | None) -> LogSettings:
         given = {key: value for key, value in vars(self).items() if value is not None}
-        return dataclasses.replace(resource.log, **given)
+        return dataclasses.replace(
+            LogSettings() if resource is None else resource.log, **given
+        )
 
     def words(self) -> list[str]:
         """As arguments again."""
