@@ -182,11 +182,12 @@ def _serve(here: Here, arguments: argparse.Namespace, kept: Kept | None) -> int:
     def first() -> Next:
         if kept is not None:
             kept.wait()  # what the process before was decides
-        role = here.role()
+        # Whoever is to discard what it has is the backup, whatever it was.
+        role = "backup" if arguments.discard_local else here.role()
         if role != here.section:
             say(f"{here.resource.name}: this host is the {role} now")
         view = here.view(role)
-        if role == "primary" and not arguments.discard_local:
+        if role == "primary":
             return serve_primary(view)
         return serve_backup(
             view,
