@@ -2,6 +2,7 @@
 #include "base/fork.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -80,6 +81,8 @@ int remus_fd_close(int fd)
 {
     int err = errno;
     (void)flock(fd, LOCK_UN);
+    struct flock all = {.l_type = F_UNLCK}; /* and those of single bytes */
+    (void)fcntl(fd, F_OFD_SETLK, &all);
     errno = err;
     remus_fd_disown(fd);
     return close(fd);

@@ -252,6 +252,44 @@ static int sys_lock(remus_io *io, int file)
     return flock(file, LOCK_EX | LOCK_NB) ? -errno : 0;
 }
 
+/*
+ * What QEMU (block/file-posix.c) says of an image by shared locks on its
+ * bytes: 100 + n, it has permission n; 200 + n, nobody else may have it.  Who
+ * wants one looks for a lock on the other byte.  Ours are those of a guest's
+ * disk: reading (0), writing (1) and resizing (3), the last two alone.
+ */
+#define QEMU_HAS 100
+#define QEMU_ALONE 200
+
+static const struct {
+    short byte;     /* that is locked */
+    short conflict; /* that nobody else may have locked */
+} qemu_locks[] = {{QEMU_HAS + 0, QEMU_ALONE + 0},
+                  {QEMU_HAS + 1, QEMU_ALONE + 1},
+                  {QEMU_HAS + 3, QEMU_ALONE + 3},
+                  {QEMU_ALONE + 1, QEMU_HAS + 1},
+                  {QEMU_ALONE + 3, QEMU_HAS + 3}};
+
+static int sys_claim(remus_io *io, int file)
+{
+    const size_t count = sizeof qemu_locks / sizeof *qemu_locks;
+    int err = sys_lock(io, file);
+    for (size_t i = 0; !err && i < count; i++) {
+        struct flock mine = {
+            .l_type = F_RDLCK, .l_start = qemu_locks[i].byte, .l_len = 1};
+        if (fcntl(file, F_OFD_SETLK, &mine))
+            /* Where there are no such locks QEMU takes none either. */
+            return errno == EAGAIN || errno == EACCES ? -EBUSY : 0;
+    }
+    for (size_t i = 0; !err && i < count; i++) {
+        struct flock theirs = {
+            .l_type = F_WRLCK, .l_start = qemu_locks[i].conflict, .l_len = 1};
+        if (fcntl(file, F_OFD_GETLK, &theirs) == 0 && theirs.l_type != F_UNLCK)
+            err = -EBUSY;
+    }
+    return err;
+}
+
 static int sys_mkdir(remus_io *io, const char *path)
 {
     (void)io;
@@ -421,6 +459,7 @@ static const remus_io system_io = {
     .size = sys_size,
     .stamp = sys_stamp,
     .lock = sys_lock,
+    .claim = sys_claim,
     .mkdir = sys_mkdir,
     .unlink = sys_unlink,
     .sync_dir = sys_sync_dir,

@@ -48,6 +48,9 @@ struct remus_io {
     int (*stamp)(remus_io *io, int file, uint64_t *stamp, uint32_t *ms);
     /* Exclusive advisory lock of an open file; -EWOULDBLOCK if taken. */
     int (*lock)(remus_io *io, int file);
+    /* The same of an image, told in QEMU's way as well; -EBUSY: a QEMU has
+     * it.  An error leaves what was locked until the file is closed. */
+    int (*claim)(remus_io *io, int file);
     int (*mkdir)(remus_io *io, const char *path); /* 0700; exists: 0 */
     int (*unlink)(remus_io *io, const char *path);
     int (*sync_dir)(remus_io *io, const char *path);

@@ -137,7 +137,14 @@ int remus_disk_open(remus_io *io, const struct remus_volume *v, uint64_t *size)
     if (file < 0)
         return remus_fail(file, "volume %s: open %s: %s", v->name, v->path,
                           remus_errno_text(file));
-    int err = io->lock(io, file);
+    int err = io->claim(io, file);
+    if (err == -EBUSY) {
+        io->close(io, file);
+        return remus_fail(err,
+                          "volume %s: %s is in use by QEMU, which has locked "
+                          "it: stop the guest or the tool that has it open",
+                          v->name, v->path);
+    }
     if (err) {
         io->close(io, file);
         return remus_fail(err == -EWOULDBLOCK ? -EBUSY : err,

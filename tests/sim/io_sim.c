@@ -449,6 +449,7 @@ const remus_io remus_sim_table = {
     .size = sim_size,
     .stamp = sim_stamp,
     .lock = sim_lock,
+    .claim = sim_lock,
     .mkdir = sim_mkdir,
     .unlink = sim_unlink,
     .sync_dir = sim_sync_dir,

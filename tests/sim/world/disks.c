@@ -137,6 +137,7 @@ remus_sim *world_disks_new(int host)
     io->writeback = world_writeback;
     io->drop_cache = world_drop_cache;
     io->lock = world_lock;
+    io->claim = world_lock;
     io->mkdir = world_mkdir;
     io->unlink = world_unlink;
     io->sync_dir = world_sync_dir;
