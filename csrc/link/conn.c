@@ -73,8 +73,7 @@ static int shake_hands(struct remus_conn *c, struct remus_tls_keys *keys,
 /* One place of the address: 0 or -errno; *c is none then. */
 static int connect_to(struct remus_conn *c, const struct remus_address *a,
                       const struct remus_place *place,
-                      struct remus_tls_keys *keys,
-                      const struct limit *limit)
+                      struct remus_tls_keys *keys, const struct limit *limit)
 {
     *c = REMUS_CONN_NONE;
     c->fd = remus_connect(a, place);

@@ -192,7 +192,8 @@ static int explain_server(struct remus_tls *t, int rc)
                           t->asking.name,
                           remus_keyset_newest(t->asking.set)->identity);
     }
-    if (t->asking.asked == REMUS_ASKED_OURS && rc == GNUTLS_E_RECEIVED_ILLEGAL_PARAMETER) {
+    if (t->asking.asked == REMUS_ASKED_OURS &&
+        rc == GNUTLS_E_RECEIVED_ILLEGAL_PARAMETER) {
         t->cause = REMUS_REFUSED_KEY;
         return remus_fail(-EPROTO,
                           "TLS: wrong key for the identity %s: both hosts "

@@ -18,7 +18,7 @@
 
 struct remus_tls_keys {
     char *file, *identity; /* constant */
-    uint64_t rekey_after;  /* records; constant once connections begin */
+    uint64_t rekey_after;  /* constant; records */
     pthread_mutex_t lock;
     struct remus_keyset *now; /* lock */
 };
@@ -137,9 +137,13 @@ int remus_tls_keys_load(const char *file, const char *identity,
     pthread_mutex_init(&keys->lock, NULL);
     keys->file = strdup(file);
     keys->identity = strdup(identity);
+    struct remus_keyset *set = NULL;
     int err = keys->file && keys->identity
-                  ? keyset_load(file, identity, &keys->now)
+                  ? keyset_load(file, identity, &set)
                   : remus_fail(-ENOMEM, "out of memory");
+    pthread_mutex_lock(&keys->lock);
+    keys->now = set;
+    pthread_mutex_unlock(&keys->lock);
     if (err) {
         remus_tls_keys_free(keys);
         return err;
@@ -177,7 +181,9 @@ void remus_tls_keys_free(struct remus_tls_keys *keys)
 {
     if (!keys)
         return;
+    pthread_mutex_lock(&keys->lock);
     remus_keyset_put(keys->now);
+    pthread_mutex_unlock(&keys->lock);
     pthread_mutex_destroy(&keys->lock);
     free(keys->file);
     free(keys->identity);

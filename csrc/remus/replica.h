@@ -205,16 +205,6 @@ REMUS_API int remus_primary_session_begin(remus_primary *p);
 REMUS_API int remus_primary_session_end(remus_primary *p);
 
 /*
- * Read the key file again.  What it holds counts from the next connection on;
- * the present one stays.  While a key is replaced the file may have several
- * for one identity: "guest0", and each that is "guest0+" and anything.  The
- * side that listens takes any of them, the one that connects has the last in
- * the file.  Blocks for the file's disk.  Errors: those of remus_psk_check();
- * the keys stay as they are.
- */
-REMUS_API int remus_primary_reload_keys(remus_primary *p);
-
-/*
  * A guest is about to write to the disks through this handle; and it has
  * stopped.  As long as somebody writes, or a session is open, the primary
  * refuses to step down for a backup that asks; otherwise the backup could take
@@ -384,9 +374,6 @@ REMUS_API int remus_backup_open(const struct remus_backup_config *config,
  */
 REMUS_API int remus_backup_serve(remus_backup *b, const char *address,
                                  int tls_off, uint32_t loss_ms);
-/* As remus_primary_reload_keys(), for the primaries that connect from here on;
- * nothing if it does not serve. */
-REMUS_API int remus_backup_reload_keys(remus_backup *b);
 
 /*
  * Commit `epoch` and every prepared one before it, durably.  Blocks for one
@@ -572,8 +559,6 @@ REMUS_API int remus_former_open(const struct remus_former_config *config,
 /* Returns enum remus_former_news, and a text of less than `cap` bytes about it.
  * Never blocks.  Errors: -EINVAL no room for a text. */
 REMUS_API int remus_former_news(remus_former *f, char *text, size_t cap);
-/* As remus_primary_reload_keys(). */
-REMUS_API int remus_former_reload_keys(remus_former *f);
 /* Stop listening, free the handle; blocks for its threads.  NULL is allowed. */
 REMUS_API void remus_former_close(remus_former *f);
 

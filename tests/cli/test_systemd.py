@@ -21,6 +21,7 @@ from support.host import Host, status
 from support.paths import ROOT
 from support.waiting import DEADLINE_S, wait_for
 
+ANALYZE = "systemd-analyze"
 UNIT = ROOT / "docs" / "remus@.service"
 #: What gives a service a mount namespace of its own (systemd.exec(5)): mounts in
 #: it do not reach the host.
@@ -129,7 +130,7 @@ def test_the_units_commands_are_ours() -> None:
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    tool = shutil.which("systemd-analyze")
+    tool = shutil.which(ANALYZE)
     if tool is None:
         pytest.skip("allowed: systemd-analyze is not installed (Debian's systemd)")
     command = tmp_path / "remus-native"
