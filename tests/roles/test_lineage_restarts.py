@@ -187,7 +187,7 @@ def test_a_fenced_primary_stays_fenced_if_a_slot_is_lost(hosts, force):
     state.write_bytes(killed)
     newest_slot_is_damaged(state)
     b.close()
-    with pytest.raises(RemusError, match="fenced|failed away|stepped down"):
+    with pytest.raises(RemusError, match=r"fenced|failed away|stepped down"):
         hosts.primary("a", wait=False)
 
 
