@@ -79,7 +79,7 @@ struct remus_disk {
 /* What applied epochs came to, until the primary was told. */
 #define REMUS_MEASURED_KEPT 1024u
 
-struct remus_backup_net; /* backup_net.c */
+struct remus_backup_net; /* net.c */
 
 struct remus_backup {
     struct remus_entry entry;      /* constant; the first: see entry.h */
@@ -175,10 +175,10 @@ void remus_backup_free(remus_backup *b); /* memory only */
 /* former.c */
 int remus_former_open_io(const struct remus_former_config *config,
                          remus_io *io, remus_former **out);
-/* backup_recover.c: list what the journal holds (before any thread). */
+/* recover.c: list what the journal holds (before any thread). */
 int remus_backup_recover(remus_backup *b);
 
-/* backup_hello.c; all take `lock` themselves unless said otherwise */
+/* hello.c; all take `lock` themselves unless said otherwise */
 int remus_backup_session_begin(remus_backup *b, const struct remus_hello *h,
                                uint64_t session,
                                struct remus_hello_reply *reply);
@@ -223,7 +223,7 @@ void remus_backup_marks_remove(remus_backup *b);
 /* They are exactly the checkpoint that was promoted (apply_lock held). */
 void remus_backup_marks_leave(remus_backup *b);
 
-/* backup_log.c; all take `lock` themselves unless said otherwise */
+/* log.c; all take `lock` themselves unless said otherwise */
 /* A counted record.  `header` as it came; payload proven by the caller. */
 int remus_backup_record(remus_backup *b,
                         const unsigned char header[REMUS_REC_HEADER],
@@ -256,7 +256,7 @@ uint64_t remus_backup_window(remus_backup *b, uint64_t target,
 int remus_backup_look(remus_backup *b, uint64_t target, unsigned int volume,
                       uint64_t start, uint64_t end);
 
-/* backup_compare.c; takes apply_lock itself.
+/* compare.c; takes apply_lock itself.
  * One bit for each block of a HASH record that differs here. */
 int remus_backup_compare(remus_backup *b, const struct remus_record *r,
                          const unsigned char *hashes,
@@ -283,7 +283,7 @@ int remus_backup_read_piece(remus_backup *b, const struct remus_disk *d,
 void remus_backup_hash_piece(const unsigned char *buf, size_t len,
                              const unsigned char *hashes, unsigned int first,
                              unsigned char *bits);
-/* backup_verify.c: the same in the middle of a stream (session thread), also
+/* verify.c: the same in the middle of a stream (session thread), also
  * while an apply is under way. */
 int remus_backup_verify(remus_backup *b, const struct remus_record *r,
                         const unsigned char *hashes,
@@ -315,7 +315,7 @@ int remus_backup_check_shape(const struct remus_record *r);
 int remus_backup_check_range(const remus_backup *b,
                              const struct remus_record *r);
 
-/* backup_apply.c; all take apply_lock themselves */
+/* apply.c; all take apply_lock themselves */
 int remus_backup_apply(remus_backup *b);
 int remus_backup_checkpoint(remus_backup *b);
 /* Take over the lineage of the session, durably, and begin a log: from here
@@ -353,7 +353,7 @@ int remus_backup_write_epochs(remus_backup *b, uint64_t target);
  * superblock says so (lock held, too). */
 void remus_backup_drop_epochs(remus_backup *b);
 
-/* backup_net.c */
+/* net.c */
 /*
  * Ask the primary to step down, if one is connected, and wait for its answer.
  * flags: REMUS_ASK_*.

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Who may commit what, on the backup.  It is decided here and nowhere else;
- * the primary's half is in primary/may_commit.h.
+ * the primary's half is remus_commit_step() in primary/steps.h.
  *
  *                                      commit_by = "primary"  "backup"
  *   PRIMARY, checkpoints with memory   yes                    not its word

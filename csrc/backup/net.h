@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A backup's connection, inside.  One job a file:
- *   backup_net.c      the threads, who is let in, fencing
- *   backup_session.c  one primary from its hello to its end
- *   backup_out.c      what the backup says
- *   pending.c           who wants to connect, until it has proven itself
+ *   net.c      the threads, who is let in, fencing
+ *   session.c  one primary from its hello to its end
+ *   out.c      what the backup says
+ *   pending.c  who wants to connect, until it has proven itself
  */
 #ifndef REMUS_BACKUP_NET_H
 #define REMUS_BACKUP_NET_H
@@ -65,14 +65,14 @@ struct remus_backup_net {
     uint64_t told;               /* applier thread: epoch last announced */
 };
 
-/* backup_session.c */
+/* session.c */
 /* Note a connection that was turned away. */
 void remus_backup_refused(struct remus_backup_net *net,
                           const struct remus_conn *conn, int cause,
                           const char *text);
 void *remus_backup_session_main(void *arg);
 
-/* backup_out.c; each takes send_lock itself.  None blocks. */
+/* out.c; each takes send_lock itself.  None blocks. */
 /* Where to send from here on; NULL: nowhere. */
 void remus_backup_send_to(struct remus_backup_net *net,
                           struct remus_conn *conn);

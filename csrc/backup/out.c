@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What a backup says to its primary; see backup_net.h. */
+/* What a backup says to its primary; see net.h. */
 #include <errno.h>
 #include <string.h>
 

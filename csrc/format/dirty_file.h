@@ -46,12 +46,14 @@
  * primary.state names, and no image can have been written to by others since:
  * in memory `run` is as now, and of each image the two counts are equal and
  * the stamp is as now; in a copy `clean` is right, and the stamps are as now.
- * No bit may be set that stands for no block.  A stamp of 0 is never as now, and that of a block device only within one
- * run of the machine, and only of what went through that very device.  A count of writes that is beyond the stamp's says that
- * the primary was killed in a write, or so soon after it that the image's
- * times could not tell another's write from it: then both sides are compared.
- * If the mount of its process lives on, and another process goes on under it,
- * nobody else had the images: in memory the counts and stamps do not matter
+ * No bit may be set that stands for no block.  A stamp of 0 is never as now,
+ * and that of a block device only within one run of the machine, and only of
+ * what went through that very device.  A count of writes that is beyond the
+ * stamp's says that the primary was killed in a write, or so soon after it
+ * that the image's times could not tell another's write from it: then both
+ * sides are compared.  If the mount of its process lives on, and another
+ * process goes on under it, nobody else had the images: in memory the counts
+ * and stamps do not matter
  * then.
  *
  * The order of a start: the map is in place; primary.state names its id,

@@ -6,12 +6,13 @@
  * belong to it (or to one before it), later ones to its child.
  *
  * A primary begins a new one, durably, before the first write that it lets
- * pass while no backup takes it, if a backup may have stored the one before;
- * a promote begins one.  When the backup says that it holds an ancestor, those
- * after it were stored by nobody else, and are forgotten: so twelve suffice.  So a side whose id
- * stands in the other's lineage has nothing that the other did not know of,
- * but for what came after the checkpoint that was gone on from: it can be
- * overwritten.  Two ids of which neither stands in the other's lineage are
+ * pass while no backup takes it, if a backup may have stored the one before; a
+ * promote begins one.  When the backup says that it holds an ancestor, those
+ * after it were stored by nobody else, and are forgotten: so twelve suffice.
+ * So a side whose id stands in the other's lineage has nothing that the other
+ * did not know of, but for what came after the checkpoint that was gone on
+ * from: it can be overwritten.  Two ids of which neither stands in the other's
+ * lineage are
  * split brain, if they have an ancestor in common.
  *
  * Layout in state files (numbers little-endian): the id (16), the count of

@@ -115,7 +115,7 @@ struct remus_journal {
 
 /*
  * Make sure that `dir` is the journal of this state directory and nobody
- * else's, and hold it (journal_owner.c).  `fresh`: there is no state yet, so
+ * else's, and hold it (owner.c).  `fresh`: there is no state yet, so
  * an empty or absent directory is taken.  The lock file (>= 0), or -errno
  * with a text: -EBUSY in use; -EEXIST another state's; -ENOENT not there.
  * `id`: the journal's id.

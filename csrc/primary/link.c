@@ -24,8 +24,6 @@ typedef unsigned long long ull;
 #define QUEUE_MIN (1u << 20)
 #define LAST_WORDS_MS 100
 
-/* ---- loss -------------------------------------------------------------- */
-
 /* ---- receiving (rx_lock held) ------------------------------------------ */
 
 /* What the backup says that it took as committed; UINT64_MAX: nothing. */

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * What a primary decides, without threads, locks or I/O: a state and an event
- * give the next state and what is to be done.  primary/state.h says which file
- * keeps which state; tests/c/test_steps.c and test_session_steps.c walk all states and events.
+ * give the next state and what is to be done. primary/state.h says which file
+ * keeps which state; tests/c/test_steps.c and test_session_steps.c walk all
+ * states and events.
  *
  * link        what the connection to the backup is good for
  * leave       may writes pass that no backup takes?

@@ -67,3 +67,21 @@ def test_no_test_imports_another_one():
             r"^\s*(?:from|import) (?:\w+\.)*test_\w+", path.read_text(), re.M
         )
         assert found == [], path.name
+
+
+def test_files_that_comments_name_exist() -> None:
+    """Of the kernel's, libxl's and QEMU's files a comment says whose they are."""
+    theirs = {"libxl_remus_disk_drbd.c", "file-posix.c"}
+    sources = tracked("csrc/*.c", "csrc/*.h")
+    there = {path.name for path in sources} | theirs
+    there |= {path.name for path in tracked("tests/*.c", "tests/*.h")}
+    gone = {
+        f"{path.relative_to(ROOT)}: {named}"
+        for path in sources
+        for named in re.findall(
+            r"\b(?:[\w-]+/)*([\w-]+\.[ch])\b",
+            re.sub(r"<[\w/]+\.h>", "", path.read_text()),
+        )
+        if named not in there
+    }
+    assert gone == set()
