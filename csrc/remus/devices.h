@@ -174,10 +174,11 @@ REMUS_API int remus_export_open(remus_primary *p, const char *mountpoint,
  * The same for a mount that outlives this process.  Another process that has
  * the mount's two descriptors can open it again once this process is wholly
  * gone, and finishes the requests that were under way.  No open file fails; a
- * checkpoint whose ack was not reported to anybody counts as failed.
+ * checkpoint whose ack was not reported to anybody counts as failed, unless
+ * the backup says that it has it.
  * That process opens the primary with `continues` 1.  Until the nodes are its
- * own they count as open for writing.  Nobody else may have had the disks
- * meanwhile.
+ * own they count as open for writing, and the backup is not connected to.
+ * Nobody else may have had the disks meanwhile.
  *
  * remus_keep_open() makes the descriptors, `memory` and `device`, for the mount
  * of so many volumes; hand them on before anything is mounted.  They stay the caller's, also on an error. Close
@@ -442,6 +443,21 @@ REMUS_API void remus_group_stop(remus_group *g);
 /* remus_group_stop(), and free the handle; blocks as that does.  NULL is
  * allowed. */
 REMUS_API void remus_group_close(remus_group *g);
+
+/* ---- keys ---------------------------------------------------------------- */
+
+/*
+ * Read the key file again.  What it holds counts from the next connection on;
+ * the present one stays.  While a key is replaced the file may have several
+ * for one identity: "guest0", and each that is "guest0+" and anything.  The
+ * side that listens takes any of them, the one that connects has the last in
+ * the file.  Nothing happens without a key file, or if a backup does not serve.
+ * Blocks for the file's disk.  Errors: those of remus_psk_check(); the keys
+ * stay as they are.
+ */
+REMUS_API int remus_primary_reload_keys(remus_primary *p);
+REMUS_API int remus_backup_reload_keys(remus_backup *b);
+REMUS_API int remus_former_reload_keys(remus_former *f);
 
 /* cffi:end */
 
