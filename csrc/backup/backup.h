@@ -30,6 +30,7 @@
  *                   sync or disk I/O (appends to the journal's page cache
  *                   happen under it)
  *   net.send_lock   the connection's output; leaf
+ *   shown_lock      the status as it was last told; leaf
  */
 #ifndef REMUS_BACKUP_H
 #define REMUS_BACKUP_H

@@ -41,6 +41,7 @@ LOCKS = {
     "sync_lock": ("journal", "remus_journal", "sync_lock"),
     "backup_lock": ("backup", "remus_backup", "lock"),
     "net_send_lock": ("backup", "remus_backup_net", "send_lock"),
+    "shown_lock": ("backup", "remus_backup", "shown_lock"),
     "former_lock": ("backup", "remus_former", "lock"),
     "refusals_lock": ("link", "remus_refusals", "lock"),
     "drbd_lock": ("group", "remus_drbd", "lock"),
@@ -63,6 +64,7 @@ WORDS = {
     "backup": {
         "lock": "backup_lock", "apply_lock": "apply_lock", "view_lock": "view_lock",
         "sync_lock": "sync_lock", "send_lock": "net_send_lock",
+        "shown_lock": "shown_lock",
     },
     "journal": {"owner": "backup_lock", "sync_lock": "sync_lock"},
     "group": {"lock": "group_lock"},
@@ -99,6 +101,7 @@ TAKEN = [
     (r"&dev->lock", "drbd_lock"),
     (r"&\w+->apply_lock", "apply_lock"),
     (r"&\w+->view_lock", "view_lock"),
+    (r"&\w+->shown_lock", "shown_lock"),
     (r"&(?:b->journal\.|j->)sync_lock", "sync_lock"),
     (r"&(?:net->)?b->lock|j->owner", "backup_lock"),
     (r"&net->lock", "net_lock"),
