@@ -412,7 +412,7 @@ int remus_backup_log(remus_backup *b, uint64_t after,
     if (no)
         return no;
     /* What is held up has not happened yet. */
-    if (remus_backup_reach(b)) {
+    if (remus_backup_try_lock(b)) {
         *next = after;
         *lost = 0;
         return 0;

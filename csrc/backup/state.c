@@ -352,7 +352,7 @@ int remus_backup_invariants(const remus_backup *b)
 }
 
 /* Not a timed lock: its clock would be the system's. */
-int remus_backup_reach(remus_backup *b)
+int remus_backup_try_lock(remus_backup *b)
 {
     for (int ms = 0; pthread_mutex_trylock(&b->lock); ms++) {
         if (ms == REACH_MS)

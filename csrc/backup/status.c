@@ -163,7 +163,7 @@ static void as_before(remus_backup *b, const struct remus_status *net,
 void remus_backup_look_at(remus_backup *b, const struct remus_status *net,
                           struct remus_status *s)
 {
-    if (remus_backup_reach(b)) {
+    if (remus_backup_try_lock(b)) {
         as_before(b, net, s);
         return;
     }

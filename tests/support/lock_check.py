@@ -305,6 +305,8 @@ def wrapper(function: Function) -> str | None:
     calls = list(CALL.finditer(function.body))
     if len(calls) != 1 or not re.search(r"_(un)?lock$", function.name):
         return None
+    if calls[0][2] == "try":
+        return f"try_acquire_capability(0, {_lock_of(calls[0])})"
     verb = "release" if calls[0][2] == "un" else "acquire"
     return f"{verb}_capability({_lock_of(calls[0])})"
 
@@ -449,6 +451,7 @@ EXEMPT: dict[str, set[str]] = {
         "remus_backup_open_io", "was_primary",
     },
     "csrc/backup/net.c": {"new_net", "remus_backup_serve"},
+    "csrc/backup/state.c": {"remus_backup_try_lock"},  # in a loop
     "csrc/backup/former.c": {"remus_former_open_io"},
     "csrc/group/group.c": {"remus_group_open"},
     "csrc/journal/journal.c": {
