@@ -293,6 +293,8 @@ int remus_backup_open_io(const struct remus_backup_config *config,
     if (!err)
         err = remus_backup_marks_open(b);
     b->current = b->super.current;
+    if (!err)
+        remus_backup_foreign_look(b);
     if (err) {
         remus_fail_in(err, "backup of %s", config->resource);
         remus_backup_close(b);
@@ -367,8 +369,9 @@ void remus_backup_close(remus_backup *b)
     /* Nothing depends on this: recovery would do the same.  Of a backup that
      * did not recover nothing may be stored. */
     if (b->opened && !b->read_only && !b->failed &&
-        b->authority.who != REMUS_DECIDES_OURS && remus_backup_apply(b) == 0)
-        remus_backup_checkpoint(b);
+        b->authority.who != REMUS_DECIDES_OURS && remus_backup_apply(b) == 0 &&
+        remus_backup_checkpoint(b) == 0)
+        remus_backup_foreign_rest(b, 1);
     for (unsigned int i = 0; i < b->disk_count; i++)
         if (b->disks[i].file >= 0)
             b->io->close(b->io, b->disks[i].file);

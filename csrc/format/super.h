@@ -59,6 +59,8 @@
  *  824     8    sessions that the primary counted up to the newest one that
  *               was adopted here; 0: none was
  *  832     8    id of that one
+ *  840   512    stamp of each disk, taken at rest (foreign.c); 0: none
+ * 1352    16    boot id of the machine then
  * 4092     4    CRC32C of bytes 0..4091
  *
  * A slot counts only if its numbers can be: applied, committed and, in a
@@ -90,6 +92,8 @@ struct remus_super {
     uint64_t sessions;
     uint64_t session;
     unsigned char promoted_generation[REMUS_ID_BYTES];
+    uint64_t stamp[REMUS_VOLUMES_MAX]; /* of each disk at rest; 0: none */
+    unsigned char stamp_boot[REMUS_BOOT_ID];
 };
 
 /* A write or sync of a disk failed in a copy: what the page cache holds need
