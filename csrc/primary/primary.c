@@ -155,6 +155,7 @@ static int init(remus_primary *p, const struct remus_primary_config *c)
                           "loss after %u ms of silence: pings come every %u "
                           "ms; give at least %u",
                           c->loss_ms, REMUS_PING_MS, 2 * REMUS_PING_MS);
+    p->spin_most = remus_spin_most();
     p->ack = c->ack;
     p->commit_by = c->commit_by;
     p->max_pause_ms = c->max_pause_ms ? c->max_pause_ms : 200;

@@ -107,6 +107,9 @@ void remus_primary_ioctl_adopt(remus_primary *p, struct remus_ioctl_file *f);
 void remus_ioctl_adopt_nowhere(struct remus_ioctl_file *f);
 /* An ioctl 20 there: -EPROTO, and numbered. */
 int remus_ioctl_send_nowhere(struct remus_ioctl_file *f, uint64_t unique);
+/* Before an ioctl 30: receive the newest barrier's ack if it can be had
+ * without a sleep, within remus_spin_most().  What comes is handled. */
+void remus_primary_look_out(remus_primary *p);
 /*
  * Ioctl 30: waits for the newest barrier that this file joined.  0, -EPROTO,
  * -EINTR, or REMUS_PARKED, as remus_primary_wait_begin() below.  After a 20

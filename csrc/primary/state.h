@@ -66,6 +66,7 @@
 #include "base/events.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "base/spin.h"
 #include "primary/primary.h"
 #include "format/primary_state.h"
 #include "format/record.h"
@@ -206,6 +207,8 @@ struct remus_connection {
     unsigned char hash_bits[REMUS_HASH_BLOCKS / 8]; /* which differ */
     uint64_t progress_ns;    /* last ack, or the first barrier after */
     uint64_t progress_spent; /* `spent` at the last ack */
+    uint64_t asked_ns;       /* the newest barrier */
+    struct remus_spin acks;  /* what they took after it */
     uint64_t rx_ns;          /* something came in */
     int resync_step;         /* newest answer of the backup */
     unsigned int question;   /* the backup asks us to step down: 1, and
@@ -261,6 +264,7 @@ struct remus_primary {
     struct remus_dirty dirty;    /* see dirty.h; its owner is `lock` */
     int wake;                    /* constant: eventfd, set to stop */
     int rx_wake;                 /* constant: eventfd, moves the rx thread */
+    uint64_t spin_most;          /* constant: remus_spin_most() */
     struct remus_events events;  /* see events.h: state or link changed */
     struct remus_log log;        /* lock: what was said */
     struct remus_ack_wait ack_wait; /* see events.c */

@@ -17,7 +17,9 @@ import pytest
 
 from remus_native._binding import ffi, lib
 from support.crash_checks import ENDS, POWER, finished, telling
-from support.crash_model import Failed, TestBackup, World, check
+from support.crash_model import NAMES, Failed, TestBackup, World, check
+
+FOREIGN = 5  # REMUS_CONTENT_FOREIGN
 
 OPEN, FENCE, ALONE = (
     lib.REMUS_TEST_ROLE_OPEN,
@@ -220,3 +222,47 @@ def test_a_side_chosen_to_lose(promoted, end):
             assert backup.state() == "Inconsistent"
             backup.abandon()
             assert twin.disks() == world.disks()
+
+
+@pytest.fixture(scope="module")
+def killed(promoted: tuple[World, int]) -> World:
+    """The promoted side was a primary, and is killed: what its guest wrote is
+    in the page cache."""
+    world = promoted[0].clone()
+    role(world)
+    for i, name in enumerate(NAMES):
+        world.write(name, b"of its guest" * 2000, 5000 * (i + 1))
+    world.crash("kill")
+    return world
+
+
+def adopt(world: World) -> int:
+    """It follows another primary, whose catch-up begins; what it was before."""
+    backup = TestBackup(world, discard_local=True)
+    try:
+        content, _ = backup.greet()
+        backup.catch_up()
+        return content
+    finally:
+        backup.abandon()
+
+
+@pytest.mark.parametrize("end", POWER)
+def test_what_is_adopted_is_on_the_medium(killed, end):
+    """The catch-up sends what differs now, and that is all that it sends."""
+    left, twin = killed.disks(), killed.clone()
+    assert adopt(twin) == FOREIGN
+    total = twin.ops - killed.ops
+    adopted = 0
+    for k in range(total + 1):
+        with telling(f"adopted, stopped after {k} of {total}, {end}"):
+            twin = killed.clone()
+            twin.stop_after(k)
+            with contextlib.suppress(Failed):
+                adopt(twin)
+            twin.crash(end, k)
+            found = twin.disks()
+            if adopt(twin) != FOREIGN:  # then they would be compared
+                assert found == left
+                adopted += 1
+    assert adopted

@@ -22,10 +22,11 @@ from support.pair import QUIET
 from support.waiting import until
 
 ACK, PING = 6, 10
+COMPLETE, CONSISTENT = 2, 3  # REMUS_CONTENT_*
 SIZE = 1 << 20
 
 
-def reply(**fields: int) -> bytes:
+def reply(generation: bytes = b"", **fields: int) -> bytes:
     """The payload of a HELLO_REPLY: an empty backup's, but for `fields`."""
     names = ["last_epoch", "next_number", "credit", "reserve"]
     more = ["held", "committed", "capacity"]
@@ -34,8 +35,8 @@ def reply(**fields: int) -> bytes:
         "payload": 60000, "content": 0, "flags": 0, "has": 0, **fields,
     }  # fmt: skip
     return struct.pack(
-        "<II4Q16x3QII16xQ", 5, values["payload"],
-        *(values.get(name, 0) for name in names),
+        "<II4Q16s3QII16xQ", 5, values["payload"],
+        *(values.get(name, 0) for name in names), generation,
         *(values.get(name, 0) for name in more), values["content"],
         values["flags"], values["has"],
     )  # fmt: skip
@@ -196,6 +197,26 @@ def test_an_ack_of_nothing_protects_nobody(made):
     says(primary, "ack of epoch 8")
     with pytest.raises(ReplicationLost):
         primary.postsuspend()
+
+
+@pytest.mark.parametrize("content", [COMPLETE, CONSISTENT])
+def test_a_checkpoint_that_we_never_took_is_not_overwritten(made, content):
+    """It is of our generation and session: our state is an older copy, from
+    before all numbers that were reserved then."""
+
+    def answer(backup: IllBackup, hello: formats.Record) -> None:
+        held = {"held": 5_000_000, "last_epoch": 5_000_000}
+        known = {"generation": hello.payload[16:32], "content": content, **held}
+        backup.send(REPLY, reply(**known), session=hello.session)
+        assert backup.socket is not None
+        sent.append(backup.socket.recv(1))
+
+    sent: list[bytes] = []
+    primary, _ = made(answer)
+    says(primary, "checkpoint 5000000, which this side never took")
+    assert primary.status().state is State.SPLIT_BRAIN
+    until(lambda: sent)
+    assert sent[0] == b""
 
 
 NASTY = (

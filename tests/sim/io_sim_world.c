@@ -229,6 +229,18 @@ int remus_sim_read(remus_sim *sim, const char *path, void *buf, size_t len,
     return err;
 }
 
+int remus_sim_write(remus_sim *sim, const char *path, const void *buf,
+                    size_t len, uint64_t offset)
+{
+    struct sim_node *n;
+    pthread_mutex_lock(&sim->lock);
+    int err = look(sim, path, len, offset, &n);
+    if (!err)
+        err = remus_node_write(n, buf, len, offset);
+    pthread_mutex_unlock(&sim->lock);
+    return err;
+}
+
 /* No older write may ever come out on top of a poke. */
 static int patch_dirty(struct sim_node *n, const unsigned char *buf,
                        size_t len, uint64_t offset)

@@ -59,6 +59,10 @@ REMUS_API int remus_sim_create(remus_sim *sim, const char *path,
 /* Look at a file as a new reader would see it now.  Not an operation. */
 REMUS_API int remus_sim_read(remus_sim *sim, const char *path, void *buf,
                              size_t len, uint64_t offset);
+/* Write into a file as a process does that does not sync it.  Not an
+ * operation. */
+REMUS_API int remus_sim_write(remus_sim *sim, const char *path,
+                              const void *buf, size_t len, uint64_t offset);
 /* Change a file behind everybody's back, durably.  Not an operation. */
 REMUS_API int remus_sim_poke(remus_sim *sim, const char *path, const void *buf,
                              size_t len, uint64_t offset);

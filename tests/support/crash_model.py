@@ -125,6 +125,11 @@ class World:
     def create(self, path: bytes, size: int) -> None:
         check(lib.remus_sim_create(self.raw, path, size))
 
+    def write(self, name: bytes, data: bytes, offset: int) -> None:
+        """As a primary writes: it is in the page cache, and not synced."""
+        path = PATHS[name]
+        check(lib.remus_sim_write(self.raw, path, data, len(data), offset))
+
     def poke(self, name: bytes, data: bytes, offset: int) -> None:
         self.poke_file(PATHS[name], data, offset)
 
