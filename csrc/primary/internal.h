@@ -23,6 +23,7 @@
  *   wait.c        waits for an ack
  *   events.c      that something has changed, an ack too, for poll loops
  *   plan.c        what to do with a backup, and how a connection begins
+ *   measure.c     what a catch-up costs in the backup's journal
  *   resync.c      first copy, catch-up
  *   verify.c      comparing both sides while the guest runs
  *   attend.c      checkpoints without a session; stepping down
@@ -293,6 +294,22 @@ int remus_primary_wait_for(remus_primary *p,
 int remus_primary_ioctl_due(const remus_primary *p);
 /* Take it, for all of them (no lock held). */
 void remus_primary_ioctl_take(remus_primary *p);
+
+/* ---- measure.c -------------------------------------------------------- */
+
+/* What so many bytes cost in the backup's journal, whatever they are. */
+uint64_t remus_primary_journal_cost(uint64_t bytes);
+/* ... as far as it was measured (lock held). */
+uint64_t remus_primary_catch_up_cost(const remus_primary *p, uint64_t bytes);
+/* Look at what the last plan found missing, if it did not fit and that was
+ * not done lately: does it fit?  By the engine, with no connection. */
+int remus_primary_measure(remus_primary *p, uint64_t capacity);
+/* How much of [at, end), from `at` on, is a hole, in whole blocks or up to its
+ * end; if nothing, the data ends at *next at the latest. */
+uint64_t remus_primary_hole(const remus_primary *p, unsigned int volume,
+                            uint64_t at, uint64_t end, uint64_t *next);
+/* len: not 0. */
+int remus_all_zero(const unsigned char *data, size_t len);
 
 /* ---- plan.c ----------------------------------------------------------- */
 

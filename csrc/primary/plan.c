@@ -14,15 +14,6 @@ typedef unsigned long long ull;
 
 /* ---- what to do ---------------------------------------------------------- */
 
-/* Journal cost of a catch-up of so many bytes: a record for each block, or
- * the gaps before large ones, which cost more. */
-static uint64_t journal_cost(uint64_t bytes)
-{
-    const uint64_t each = REMUS_REC_HEADER + REMUS_INDEX_COST +
-                          REMUS_PAGE / (REMUS_REC_LARGE / REMUS_BLOCK);
-    return bytes + bytes / REMUS_BLOCK * each + 8u * REMUS_PAGE;
-}
-
 /* Why there is no catch-up now. */
 static void say_no_room(const struct remus_hello_reply *reply, uint64_t bytes)
 {
@@ -65,7 +56,7 @@ static int fits(const remus_primary *p, const struct remus_hello_reply *reply,
     /* Perhaps the guest writes less by now. */
     if (remus_primary_now(p) - p->wont_fit_ns > AGAIN_MS * 1000000ull)
         refused = 0;
-    return journal_cost(bytes) <= reply->capacity &&
+    return remus_primary_catch_up_cost(p, bytes) <= reply->capacity &&
            (!refused || reply->capacity > refused);
 }
 
@@ -109,6 +100,8 @@ enum remus_plan remus_primary_plan(remus_primary *p,
         .storing = p->alone.generation == REMUS_GENERATION_STORING,
         .fenced = remus_authority_fenced(p->authority)};
     enum remus_plan plan = remus_plan_step(&offer);
+    p->measured.due = plan == REMUS_PLAN_WAIT && !offer.fits && !offer.full;
+    p->measured.asked = bytes;
     if (plan == REMUS_PLAN_WAIT)
         say_no_room(reply, bytes);
     if (remus_plan_connects(plan) && !compared &&
@@ -227,6 +220,8 @@ remus_primary_begin_plan(remus_primary *p,
     if (remus_plan_direct(plan))
         p->commit_given = 0;
     p->stats.resync_done = 0;
+    /* From here on the guest's writes make it another one. */
+    p->measured = (struct remus_measure){0};
     if (plan == REMUS_PLAN_CATCH_UP || plan == REMUS_PLAN_REWRITE) {
         r->range = remus_dirty_collect(&p->dirty, reply->held, p->open_epoch);
     } else {
