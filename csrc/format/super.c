@@ -77,9 +77,9 @@ static int decode(const unsigned char *p, void *out)
     struct remus_super *s = out;
     memset(s, 0, sizeof *s);
     remus_fields_get(fields, FIELDS, p, s);
-    s->cp.epoch = remus_super_promoted(s) ? s->target : s->applied;
     for (unsigned int i = 0; i < REMUS_VOLUMES_MAX; i++)
         s->stamp[i] = remus_get64(p + STAMPS_AT + 8 * i);
+    s->cp.epoch = remus_super_promoted(s) ? s->target : s->applied;
     return remus_lineage_decode(p + LINEAGE_AT, &s->lineage) && makes_sense(s);
 }
 

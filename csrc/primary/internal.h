@@ -11,6 +11,7 @@
  *   waiters.c     who waits for an ack without a thread
  *   loss.c        the link is lost
  *   flow.c        does what is sent arrive; what a guest waits in an outage
+ *   measure.c     what a catch-up costs in the backup's journal
  *   alone.c       generations; may a write pass that no backup takes?
  *   authority.c   who may write: stepping down, being failed away from
  *   session.c     sessions of a toolstack
@@ -23,7 +24,6 @@
  *   wait.c        waits for an ack
  *   events.c      that something has changed, an ack too, for poll loops
  *   plan.c        what to do with a backup, and how a connection begins
- *   measure.c     what a catch-up costs in the backup's journal
  *   resync.c      first copy, catch-up
  *   verify.c      comparing both sides while the guest runs
  *   attend.c      checkpoints without a session; stepping down

@@ -183,6 +183,19 @@ static uint64_t run_of(const struct remus_request *q, uint64_t left, int *zero)
     return run;
 }
 
+/* A record of so many bytes is queued (lock held). */
+static void count(remus_primary *p, const struct remus_request *q, uint64_t n,
+                  int zero)
+{
+    p->stats.records++;
+    if (q->copy)
+        p->stats.resync_done += n;
+    else if (zero)
+        p->stats.bytes_zeroed += n;
+    else
+        p->stats.bytes_written += n;
+}
+
 int remus_primary_queue_range(remus_primary *p, struct remus_request *q,
                               int first)
 {
@@ -245,14 +258,8 @@ int remus_primary_queue_range(remus_primary *p, struct remus_request *q,
             p->c.bytes += n;
             p->c.spent += cost;
         }
-        p->stats.records++;
         mark_again(p, q, q->queued, n);
-        if (q->copy)
-            p->stats.resync_done += n;
-        else if (zero)
-            p->stats.bytes_zeroed += n;
-        else
-            p->stats.bytes_written += n;
+        count(p, q, n, zero);
         remus_primary_unlock(p);
         publish(p, q, slot, &r);
         q->queued += n;

@@ -15,7 +15,7 @@
 
 #define PIECE_BYTES (1u << 20)
 #define RUN_BYTES (64u << 20) /* looked at before anybody may stop it */
-#define AGAIN_NS 30000000000u
+#define AGAIN_NS 10000000000u
 
 /* A record, the index of it, and the gap before a large one behind it. */
 #define RECORD_COST (REMUS_REC_HEADER + REMUS_INDEX_COST + REMUS_PAGE)
