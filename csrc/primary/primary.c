@@ -336,6 +336,8 @@ int remus_primary_open_io(const struct remus_primary_config *config,
     err = init(p, config);
     if (!err)
         err = open_disks(p, config);
+    if (!err)
+        remus_primary_asking_begins(p);
     /* Who has the state directory is the one writer of a file in it. */
     if (!err)
         err = remus_epochs_create(config->epochs_file, config->resource,
