@@ -5,6 +5,7 @@
  *                   what is taken in it, what a promote does next, who may
  *                   commit
  *   recover.c       what the journal holds at the start
+ *   resize.c        another size of the journal
  *   answer.c        to a primary of which nothing is taken
  *   room.c          how much of the journal may be spent
  *   hello.c         sessions: whose, and from where on
@@ -179,6 +180,15 @@ int remus_former_open_io(const struct remus_former_config *config,
                          remus_io *io, remus_former **out);
 /* backup_recover.c: list what the journal holds (before any thread). */
 int remus_backup_recover(remus_backup *b);
+
+/* resize.c, before any thread */
+struct remus_limits {
+    uint64_t total, segment; /* bytes of the journal, of a segment */
+};
+struct remus_limits remus_backup_limits(const struct remus_super *s);
+/* The log was read: give the journal this size if it has another one, and
+ * nothing in it is needed. */
+int remus_backup_resize(remus_backup *b, struct remus_limits to);
 
 /* backup_hello.c; all take `lock` themselves unless said otherwise */
 int remus_backup_session_begin(remus_backup *b, const struct remus_hello *h,

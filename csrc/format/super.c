@@ -20,7 +20,7 @@
 #define NUMBER(at, member) REMUS_FIELD(at, struct remus_super, member, 1)
 #define BYTES(at, member) REMUS_FIELD(at, struct remus_super, member, 0)
 
-_Static_assert(STAMPS_END + REMUS_BOOT_ID <= CRC_AT, "a slot is a page");
+_Static_assert(STAMPS_END + REMUS_BOOT_ID + 4 <= CRC_AT, "a slot is a page");
 
 /* Without cp.epoch, which is `target` or `applied`, lineage and stamps. */
 static const struct remus_field fields[] = {
@@ -53,6 +53,7 @@ static const struct remus_field fields[] = {
     NUMBER(SESSIONS_AT, sessions),
     NUMBER(SESSIONS_AT + 8, session),
     BYTES(STAMPS_END, stamp_boot),
+    NUMBER(STAMPS_END + REMUS_BOOT_ID, reshape),
 };
 #define FIELDS (sizeof fields / sizeof *fields)
 
