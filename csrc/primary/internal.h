@@ -11,7 +11,6 @@
  *   waiters.c     who waits for an ack without a thread
  *   loss.c        the link is lost
  *   flow.c        does what is sent arrive; what a guest waits in an outage
- *   measure.c     what a catch-up costs in the backup's journal
  *   alone.c       generations; may a write pass that no backup takes?
  *   authority.c   who may write: stepping down, being failed away from
  *   session.c     sessions of a toolstack
@@ -187,6 +186,8 @@ void remus_primary_do_local(remus_primary *p, struct remus_request *q);
  */
 int remus_primary_queue_range(remus_primary *p, struct remus_request *q,
                               int first);
+/* len: not 0. */
+int remus_all_zero(const unsigned char *data, size_t len);
 /* It is queued, or marked where it stays marked until it was. */
 void remus_primary_range_release(remus_primary *p, struct remus_request *q);
 
@@ -319,12 +320,8 @@ int remus_primary_ioctl_due(const remus_primary *p);
 /* Take it, for all of them (no lock held). */
 void remus_primary_ioctl_take(remus_primary *p);
 
-/* ---- measure.c -------------------------------------------------------- */
+/* ---- plan.c ----------------------------------------------------------- */
 
-/* What so many bytes cost in the backup's journal, whatever they are. */
-uint64_t remus_primary_journal_cost(uint64_t bytes);
-/* ... as far as it was measured (lock held). */
-uint64_t remus_primary_catch_up_cost(const remus_primary *p, uint64_t bytes);
 /* Look at what the last plan found missing, if it did not fit and that was
  * not done lately: does it fit?  By the engine, with no connection. */
 int remus_primary_measure(remus_primary *p, uint64_t capacity);
@@ -332,11 +329,6 @@ int remus_primary_measure(remus_primary *p, uint64_t capacity);
  * end; if nothing, the data ends at *next at the latest. */
 uint64_t remus_primary_hole(const remus_primary *p, unsigned int volume,
                             uint64_t at, uint64_t end, uint64_t *next);
-/* len: not 0. */
-int remus_all_zero(const unsigned char *data, size_t len);
-
-/* ---- plan.c ----------------------------------------------------------- */
-
 /* What to do with this backup; WAIT leaves the reason as the last error.
  * `compared`: the map was just made by a comparison. */
 enum remus_plan remus_primary_plan(remus_primary *p,

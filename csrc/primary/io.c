@@ -164,6 +164,11 @@ static void publish(remus_primary *p, const struct remus_request *q,
         remus_sendq_publish(&p->queue, slot, r, q->data + q->queued);
 }
 
+int remus_all_zero(const unsigned char *data, size_t len)
+{
+    return !data[0] && !memcmp(data, data + 1, len - 1);
+}
+
 /* Of what was read for a catch-up: how much from q->queued on, in blocks, is
  * all zeroes, or all not. */
 static uint64_t run_of(const struct remus_request *q, uint64_t left, int *zero)

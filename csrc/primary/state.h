@@ -345,7 +345,7 @@ struct remus_primary {
     uint64_t idle_ns;              /* last checkpoint of the engine, or when
                                      it began to take them */
     struct remus_flow flow;        /* flow.c */
-    struct remus_measure measured; /* measure.c */
+    struct remus_measure measured; /* plan.c */
     uint64_t wont_fit;             /* capacity that a catch-up passed; 0 */
     uint64_t wont_fit_ns;          /* when */
     uint64_t queue_limit;          /* bytes: measured rate x max_pause */
