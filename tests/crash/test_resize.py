@@ -107,6 +107,7 @@ def test_what_is_prepared_keeps_the_size(change: str):
     assert "keeps its size" in ffi.string(backup.status().reason).decode()
     assert backup.checkpoints()[-1][0] == model.acked
     backup.abandon()
+    world.crash("kill")
     twin = world.clone()
     backup = opened(twin, wanted)
     assert backup.promote(model.acked) == model.acked
