@@ -205,6 +205,7 @@ static struct remus_backup_net *new_net(remus_backup *b, uint32_t loss_ms)
         return NULL;
     net->b = b;
     net->loss_ms = loss_ms ? loss_ms : 3000;
+    net->spin_most = remus_spin_most();
     net->link_changed_ns = b->io->now_ns(b->io);
     net->listener = net->wake = net->conn = -1;
     net->link = REMUS_CONN_NONE;

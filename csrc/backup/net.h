@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 
 #include "backup/backup.h"
+#include "base/spin.h"
 #include "link/pending.h"
 #include "link/address.h"
 #include "link/input.h"
@@ -57,6 +58,9 @@ struct remus_backup_net {
     size_t out_len;               /* send_lock */
     unsigned char out[REMUS_BACKUP_OUT]; /* send_lock */
     int news; /* session thread: a commit was taken, and nobody told */
+    uint64_t spin_most;          /* constant: remus_spin_most() */
+    uint64_t acked_ns;           /* session thread: nothing came since; or 0 */
+    struct remus_spin follow;    /* session thread: what the next thing took */
     struct remus_news last_ping; /* pinger thread */
     uint64_t told;               /* applier thread: epoch last announced */
 };

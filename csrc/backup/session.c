@@ -158,7 +158,10 @@ static int handle(struct remus_backup_net *net, const struct remus_record *r,
         if (!err)
             err = remus_backup_ack(b, r->epoch);
         net->news = 0; /* the ack tells it */
-        return err ? err : remus_backup_send_progress(net, REMUS_REC_ACK);
+        if (!err)
+            err = remus_backup_send_progress(net, REMUS_REC_ACK);
+        net->acked_ns = net->b->io->now_ns(net->b->io);
+        return err;
     case REMUS_REC_COMMIT:
         return on_commit(net, r);
     case REMUS_REC_TOLD:
@@ -181,8 +184,29 @@ static int handle(struct remus_backup_net *net, const struct remus_record *r,
     }
 }
 
-/* Wait for bytes.  1: some came; 0: `ms` passed; <0: ended. */
-static int wait_input(struct remus_backup_net *net, int fd, uint32_t ms)
+/*
+ * What follows an ack may be near: the word that an ioctl 30 was answered,
+ * or the commit.  Look for it without sleeping, and whoever sends it need not
+ * wake us.  As remus_input_fill().
+ */
+static ssize_t look_out(struct remus_backup_net *net)
+{
+    remus_io *io = net->b->io;
+    uint64_t end =
+        remus_spin_end(&net->follow, net->acked_ns, net->spin_most / 4);
+    uint64_t began = io->now_ns(io);
+    unsigned int looks = 0;
+    ssize_t got;
+    if (!end)
+        return 0;
+    do
+        got = remus_input_fill(&net->input, &net->link);
+    while (!got && remus_spin_again(&looks, began, io->now_ns(io), end));
+    return got;
+}
+
+/* Sleep until bytes come.  1: they may be there; 0: `ms` passed; <0: ended. */
+static int sleep_on(struct remus_backup_net *net, int fd, uint32_t ms)
 {
     struct pollfd p[2] = {{.fd = fd, .events = POLLIN},
                           {.fd = net->wake, .events = POLLIN}};
@@ -191,14 +215,29 @@ static int wait_input(struct remus_backup_net *net, int fd, uint32_t ms)
         return errno == EINTR
                    ? 1
                    : remus_fail(-errno, "poll: %s", remus_errno_text(errno));
-    if (n == 0)
-        return 0;
-    if (p[1].revents)
+    if (n > 0 && p[1].revents)
         return remus_fail(-ESHUTDOWN, "the backup process ends");
-    ssize_t got = remus_input_fill(&net->input, &net->link);
-    atomic_store(&net->last_rx_ns, net->b->io->now_ns(net->b->io));
+    return n > 0;
+}
+
+/* Wait for bytes.  1: some came; 0: `ms` passed; <0: ended. */
+static int wait_input(struct remus_backup_net *net, int fd, uint32_t ms)
+{
+    ssize_t got = net->acked_ns ? look_out(net) : 0;
+    if (!got) {
+        int n = sleep_on(net, fd, ms);
+        if (n <= 0)
+            return n;
+        got = remus_input_fill(&net->input, &net->link);
+    }
+    uint64_t now = net->b->io->now_ns(net->b->io);
+    atomic_store(&net->last_rx_ns, now);
     if (got < 0)
         return (int)got;
+    if (got > 0 && net->acked_ns) {
+        remus_spin_took(&net->follow, now - net->acked_ns);
+        net->acked_ns = 0;
+    }
     pthread_mutex_lock(&net->b->lock);
     remus_backup_heard(net->b);
     remus_backup_unlock(net->b);
@@ -338,6 +377,8 @@ static void keep_reason(remus_backup *b, const char *text)
 static void serve_one(struct remus_backup_net *net, int fd)
 {
     remus_input_reset(&net->input);
+    net->acked_ns = 0;
+    net->follow = (struct remus_spin){0};
     remus_backup_send_to(net, &net->link);
     int err = greet(net, fd);
     if (err)

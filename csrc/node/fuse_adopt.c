@@ -6,9 +6,8 @@
  *
  *   the INIT request   replayed to libfuse, its answer swallowed: the kernel
  *                      has it.  One without an answer is answered.
- *   open files         counted with the primary, if there is one.  What one
- *                      had joined and not heard of is a failed ioctl 20 from
- *                      here on.
+ *   open files         counted with the primary, if there is one.  Of what
+ *                      one had joined and not heard of the backup is asked.
  *   begun writes       done again, one by one.  Nothing that overlaps one was
  *                      begun, or read, after it.
  *   other requests     in the order in which they came, by the workers.  An
@@ -84,6 +83,8 @@ static void count_files(remus_export *e)
             f->writes = 0; /* what it writes is refused, too */
         remus_primary_ioctl_adopt(p, &f->ioctl);
     }
+    if (p)
+        remus_primary_ioctl_adopted(p);
 }
 
 /* ---- requests ------------------------------------------------------------------ */

@@ -69,6 +69,7 @@ static void ioctl_wait(fuse_req_t req, struct remus_file *f, uint64_t arg)
     struct remus_fuse_slot *w = remus_fuse_slot_take(e, req, 0);
     uint64_t id = remus_primary_wait_id(p);
     w->file = f;
+    remus_primary_look_out(p);
     pthread_mutex_lock(&e->interrupt_lock);
     fuse_req_interrupt_func(req, on_interrupt, (void *)(uintptr_t)id);
     int rc = fuse_req_interrupted(req)

@@ -66,15 +66,6 @@ int remus_primary_writer_opens(remus_primary *p)
     return err;
 }
 
-void remus_primary_continued(remus_primary *p)
-{
-    remus_primary_lock(p);
-    if (p->continues)
-        p->writers--;
-    p->continues = 0;
-    remus_primary_unlock(p);
-}
-
 void remus_primary_writer_closes(remus_primary *p)
 {
     if (remus_enter(p, "primary_writer_closes"))

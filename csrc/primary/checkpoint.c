@@ -67,8 +67,9 @@ struct remus_slot *remus_primary_close_epoch(remus_primary *p,
     *empty = p->c.records == 0;
     if (!p->first_epoch)
         p->first_epoch = p->open_epoch;
+    p->c.asked_ns = p->io->now_ns(p->io);
     if (!unacked)
-        p->c.progress_ns = p->io->now_ns(p->io);
+        p->c.progress_ns = p->c.asked_ns;
     remus_dirty_roll(&p->dirty, p->open_epoch);
     if (!(flags & REMUS_CP_DISK_ONLY))
         p->named_epoch = p->open_epoch;

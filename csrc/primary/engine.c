@@ -47,13 +47,13 @@ static int send_hello(remus_primary *p, uint64_t session)
     struct remus_hello h = {.version = REMUS_WIRE_VERSION,
                             .ack = (uint8_t)p->ack,
                             .commit_by = (uint8_t)p->commit_by,
-                            .volumes = (uint16_t)p->volume_count,
-                            .asks = p->asks};
+                            .volumes = (uint16_t)p->volume_count};
     remus_primary_lock(p);
     h.next_epoch = p->open_epoch;
     h.lineage = p->kept.lineage;
     h.sessions = p->kept.sessions;
     h.session = p->kept.session;
+    remus_primary_question(p, &h.asks);
     int storing = p->alone.generation == REMUS_GENERATION_STORING;
     remus_primary_unlock(p);
     if (storing)
@@ -151,9 +151,10 @@ static int start_stream(remus_primary *p, int fd, uint64_t session,
     remus_sendq_reset(&p->queue);
     int right = remus_primary_greeted_right(p) && !remus_stopping(p);
     struct remus_slot *slot = NULL, *again = NULL;
-    struct remus_waiter *safe = NULL, *gone = NULL;
+    struct remus_waiter *safe = NULL, *gone = NULL, *failed = NULL;
     if (right) {
         remus_primary_begin_connection(p, fd, session, reply);
+        failed = remus_primary_ask_answered(p, reply, plan);
         slot = remus_primary_begin_plan(p, reply, plan, &r);
         /* Of every barrier it is known by now whether it arrived. */
         safe = remus_primary_take_waiters(p, p->acked);
@@ -168,6 +169,7 @@ static int start_stream(remus_primary *p, int fd, uint64_t session,
     pthread_mutex_unlock(&p->queue.send_lock);
     remus_primary_answer(p, safe, 0);
     remus_primary_answer(p, gone, -EPROTO);
+    remus_primary_answer(p, failed, -EPROTO);
     if (!right)
         return remus_fail(-EAGAIN, "a new generation has just begun");
     if (slot)
@@ -238,6 +240,7 @@ static int connect_backup(remus_primary *p, enum remus_plan *plan,
     }
     if (!err && !remus_plan_connects(*plan)) {
         remus_primary_set_apart(p, *plan, reply);
+        remus_primary_asked_in_vain(p, 1);
         err = -EROFS;
     }
     if (!err)
@@ -321,6 +324,7 @@ void *remus_primary_engine_main(void *arg)
 {
     remus_primary *p = arg;
     uint32_t pause = p->connect_ms;
+    remus_primary_await_files(p);
     for (;;) {
         enum remus_plan plan = REMUS_PLAN_COPY;
         struct remus_hello_reply reply;

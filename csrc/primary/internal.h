@@ -14,6 +14,7 @@
  *   alone.c       generations; may a write pass that no backup takes?
  *   authority.c   who may write: stepping down, being failed away from
  *   session.c     sessions of a toolstack
+ *   asked.c       what the open files of a process before had joined
  *   io.c          writes, step by step: range, local disk, queue
  *   request.c     who takes the steps: parked requests, their threads
  *   calls.c       reads and writes that wait, as remus.h has them
@@ -285,6 +286,29 @@ void *remus_primary_receiver_main(void *arg);
 int remus_primary_wait_for(remus_primary *p,
                            int (*ready)(remus_primary *p, uint64_t arg),
                            uint64_t arg, int64_t timeout_ms);
+
+/* ---- asked.c ---------------------------------------------------------- */
+
+/* Before the threads start. */
+void remus_primary_asking_begins(remus_primary *p);
+/* Until the open files of the process before are counted, or the stop.  (no
+ * lock held) */
+void remus_primary_await_files(remus_primary *p);
+/* What the hello asks for (lock held). */
+void remus_primary_question(const remus_primary *p,
+                            struct remus_ioctl_id *out);
+/* If this file waits for the answer, and there is one: what that says of it
+ * (lock held). */
+void remus_primary_settle(const remus_primary *p, struct remus_ioctl_file *f);
+/* The answer of a backup with which this connection begins; who is told by
+ * it that his 20 has failed (lock held). */
+struct remus_waiter *
+remus_primary_ask_answered(remus_primary *p,
+                           const struct remus_hello_reply *reply,
+                           enum remus_plan plan);
+/* No backup answers: since loss is established, or for good (no lock
+ * held). */
+void remus_primary_asked_in_vain(remus_primary *p, int for_good);
 
 /* ---- ioctl.c  --------------------------------------------------- */
 

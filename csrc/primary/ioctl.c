@@ -165,47 +165,12 @@ static int give_number(struct remus_ioctl_file *f, uint64_t unique,
     f->before = f->number;
     f->since = newest;
     f->answered = 0;
-    f->failed = 1; /* until it has a barrier */
+    f->failed = REMUS_20_FAILED; /* until it has a barrier */
     atomic_signal_fence(memory_order_seq_cst);
     f->unique = unique;
     atomic_signal_fence(memory_order_seq_cst);
     f->number = f->before + 1;
     return 1;
-}
-
-/*
- * What became of what it joined in another process and did not hear of nobody
- * knows here: so its 20 is a failed one.  What it heard of is safe, and what
- * is prepared there is the engine's to commit.
- */
-static void adopt(struct remus_ioctl_file *f)
-{
-    if (f->unique)
-        f->number = f->before + 1;
-    if (f->unique && !f->answered) {
-        f->result = -EPROTO;
-        f->failed = 1;
-        f->answered = 1;
-    }
-    if (f->joined != f->heard)
-        f->failed = 1;
-    f->joined = f->heard = f->since = 0;
-    f->empty = 0;
-}
-
-void remus_ioctl_adopt_nowhere(struct remus_ioctl_file *f)
-{
-    adopt(f);
-    f->attached = 0;
-}
-
-void remus_primary_ioctl_adopt(remus_primary *p, struct remus_ioctl_file *f)
-{
-    remus_primary_lock(p);
-    adopt(f);
-    if (f->attached)
-        remus_primary_ioctl_attach(p);
-    remus_primary_unlock(p);
 }
 
 static int answer(struct remus_ioctl_file *f, int result)
@@ -268,15 +233,18 @@ int remus_primary_ioctl_wait(remus_primary *p, struct remus_ioctl_file *f,
         .opaque = opaque};
     int rc = 0;
     remus_primary_lock(p);
+    remus_primary_settle(p, f);
+    int asked = f->failed == REMUS_20_ASKED && !remus_stopping(p);
     /* Another disk's 30 may have taken the barrier meanwhile. */
-    if (f->failed && is_late(p, f) && remus_primary_holds(p))
+    if (f->failed == REMUS_20_FAILED && is_late(p, f) &&
+        remus_primary_holds(p))
         join(p, f);
     if (f->joined && f->joined == p->newest.epoch)
         p->newest.waited = 1;
-    w.epoch = f->joined;
-    w.later = f->failed;
+    w.later = f->failed != 0;
+    w.epoch = w.later ? 0 : f->joined;
     if (w.later)
-        rc = after_failed_20(p);
+        rc = asked ? 0 : after_failed_20(p);
     else if (w.epoch && remus_primary_epoch_lost(p, w.epoch))
         rc = -EPROTO;
     else if (w.epoch > p->acked && !remus_link_up(p) &&

@@ -67,6 +67,8 @@ static int on_progress(remus_primary *p, const struct remus_record *r,
         remus_primary_flow_moves(p);
         remus_primary_epochs_acked(p);
         p->c.progress_ns = remus_primary_now(p);
+        if (p->acked == p->barrier_epoch)
+            remus_spin_took(&p->c.acks, p->c.progress_ns - p->c.asked_ns);
         p->c.progress_spent = p->c.spent;
         w = remus_primary_take_waiters(p, p->acked);
         remus_primary_note_heard(p, w);
@@ -158,11 +160,35 @@ static int take_in(remus_primary *p)
     return err < 0 ? err : n;
 }
 
+/* Look for input without sleeping, until so late.  As remus_input_fill(). */
+static ssize_t look_out(remus_primary *p, uint64_t end)
+{
+    unsigned int looks = 0;
+    uint64_t began = remus_primary_now(p);
+    ssize_t got;
+    do
+        got = remus_input_fill(&p->input, &p->conn);
+    while (!got && remus_spin_again(&looks, began, remus_primary_now(p), end));
+    return got;
+}
+
+/* Wait at most `ms` for input or a wake-up.  As remus_input_fill(). */
+static ssize_t sleep_on(remus_primary *p, int fd, int ms)
+{
+    struct pollfd pf[2] = {{.fd = fd, .events = POLLIN},
+                           {.fd = p->rx_wake, .events = POLLIN}};
+    int n = poll(pf, 2, ms);
+    if (n > 0 && pf[1].revents)
+        remus_wake_clear(p->rx_wake);
+    return n > 0 && pf[0].revents ? remus_input_fill(&p->input, &p->conn) : 0;
+}
+
 /*
- * Wait at most `ms` for input or a wake-up, and take in what there is.  0, or
- * -errno after the link was declared lost.
+ * Wait for input or a wake-up, and take in what there is: awake until
+ * `awake`, then at most `ms` asleep.  0, or -errno after the link was
+ * declared lost.
  */
-static int receive(remus_primary *p, int fd, int ms)
+static int receive(remus_primary *p, int fd, uint64_t awake, int ms)
 {
     /* It may have been closed, and another opened, before we had rx_lock. */
     remus_primary_lock(p);
@@ -174,16 +200,9 @@ static int receive(remus_primary *p, int fd, int ms)
     int rc = take_in(p);
     if (rc)
         return rc < 0 ? rc : 0;
-    struct pollfd pf[2] = {{.fd = fd, .events = POLLIN},
-                           {.fd = p->rx_wake, .events = POLLIN}};
-    int n = poll(pf, 2, ms);
-    if (n < 0)
-        return errno == EINTR ? 0 : -errno;
-    if (n > 0 && pf[1].revents)
-        remus_wake_clear(p->rx_wake);
-    if (n <= 0 || !pf[0].revents)
-        return 0;
-    ssize_t got = remus_input_fill(&p->input, &p->conn);
+    ssize_t got = awake ? look_out(p, awake) : 0;
+    if (!got && ms)
+        got = sleep_on(p, fd, ms);
     if (got < 0) {
         remus_primary_link_lost(p, "backup lost: %s", remus_last_error());
         return (int)got;
@@ -212,15 +231,27 @@ static int others_wait(const remus_primary *p)
     return p->waiters || p->parked_room;
 }
 
+/* Until when the ack that is due is looked for without sleep; 0: not at all.
+ * (lock held) */
+static uint64_t awake_until(const remus_primary *p)
+{
+    if (p->acked >= p->barrier_epoch)
+        return 0;
+    uint64_t end = remus_spin_end(&p->c.acks, p->c.asked_ns, p->spin_most);
+    return end > remus_primary_now(p) ? end : 0;
+}
+
 /*
- * Be the receiver until ready() or the deadline.  Entered and left with
- * lock held and rx_caller ours.
+ * Be the receiver until ready() or the deadline; without `asleep` only as
+ * long as it need not sleep.  Entered and left with lock held; rx_caller is
+ * not set.
  */
 static int receive_until(remus_primary *p,
                          int (*ready)(remus_primary *p, uint64_t arg),
-                         uint64_t arg, struct remus_deadline end)
+                         uint64_t arg, struct remus_deadline end, int asleep)
 {
     int move = p->rx_polling;
+    p->rx_caller = 1;
     remus_primary_unlock(p);
     if (move)
         remus_wake(p->rx_wake);
@@ -228,18 +259,48 @@ static int receive_until(remus_primary *p,
     remus_primary_lock(p);
     int rc;
     while ((rc = ready(p, arg)) == 0 && p->fd >= 0 && remus_link_up(p)) {
-        int ms = ms_left(remus_primary_now(p), end);
-        if (!ms)
+        uint64_t awake = awake_until(p);
+        int ms = asleep ? ms_left(remus_primary_now(p), end) : 0;
+        if (!ms && !awake)
             break;
         int fd = p->fd;
         remus_primary_unlock(p);
-        receive(p, fd, ms);
+        receive(p, fd, awake, ms);
         remus_primary_lock(p);
     }
     remus_primary_unlock(p);
     pthread_mutex_unlock(&p->rx_lock);
     remus_primary_lock(p);
+    p->rx_caller = 0;
+    p->rx_left_ns = remus_primary_now(p);
+    /* Hand the role on: to another caller, or to the thread if somebody
+     * waits who can't take it.  Else it stays away for a while. */
+    pthread_cond_broadcast(&p->changed);
+    if (others_wait(p)) {
+        p->rx_wanted = 1;
+        pthread_cond_signal(&p->rx_resume);
+    }
     return rc;
+}
+
+/* lock held */
+static int newest_acked(remus_primary *p, uint64_t ignored)
+{
+    (void)ignored;
+    return p->acked >= p->barrier_epoch;
+}
+
+void remus_primary_look_out(remus_primary *p)
+{
+    remus_primary_lock(p);
+    int near = remus_spin_end(&p->c.acks, 0, p->spin_most) != 0;
+    if (near && p->rx_polling && !others_wait(p))
+        /* Who waits for the next one is to find the thread away. */
+        p->rx_left_ns = remus_primary_now(p);
+    else if (near && !p->rx_polling && !p->rx_caller && p->fd >= 0 &&
+             remus_link_up(p) && awake_until(p))
+        receive_until(p, newest_acked, 0, REMUS_NEVER, 0);
+    remus_primary_unlock(p);
 }
 
 int remus_primary_wait_for(remus_primary *p,
@@ -260,17 +321,7 @@ int remus_primary_wait_for(remus_primary *p,
             remus_primary_timed_wait(p, &p->changed, ms);
             continue;
         }
-        p->rx_caller = 1;
-        rc = receive_until(p, ready, arg, end);
-        p->rx_caller = 0;
-        p->rx_left_ns = remus_primary_now(p);
-        /* Hand the role on: to another caller, or to the thread if somebody
-         * waits who can't take it.  Else it stays away for a while. */
-        pthread_cond_broadcast(&p->changed);
-        if (others_wait(p)) {
-            p->rx_wanted = 1;
-            pthread_cond_signal(&p->rx_resume);
-        }
+        rc = receive_until(p, ready, arg, end, 1);
         if (rc)
             break;
     }
@@ -295,7 +346,7 @@ void *remus_primary_receiver_main(void *arg)
         int fd = p->fd;
         remus_primary_unlock(p);
         pthread_mutex_lock(&p->rx_lock);
-        receive(p, fd, ms);
+        receive(p, fd, 0, ms);
         pthread_mutex_unlock(&p->rx_lock);
         remus_primary_lock(p);
         p->rx_polling = 0;
@@ -372,7 +423,8 @@ static void hear_last_words(remus_primary *p, int fd)
             nanosleep(&(struct timespec){0, 1000000}, NULL);
             continue;
         }
-        while (link_is(p, fd) && poll(&pf, 1, 0) > 0 && receive(p, fd, 0) == 0)
+        while (link_is(p, fd) && poll(&pf, 1, 0) > 0 &&
+               receive(p, fd, 1, 0) == 0)
             ;
         pthread_mutex_unlock(&p->rx_lock);
         return;

@@ -155,6 +155,7 @@ static int init(remus_primary *p, const struct remus_primary_config *c)
                           "loss after %u ms of silence: pings come every %u "
                           "ms; give at least %u",
                           c->loss_ms, REMUS_PING_MS, 2 * REMUS_PING_MS);
+    p->spin_most = remus_spin_most();
     p->ack = c->ack;
     p->commit_by = c->commit_by;
     p->max_pause_ms = c->max_pause_ms ? c->max_pause_ms : 200;
@@ -335,6 +336,8 @@ int remus_primary_open_io(const struct remus_primary_config *config,
     err = init(p, config);
     if (!err)
         err = open_disks(p, config);
+    if (!err)
+        remus_primary_asking_begins(p);
     /* Who has the state directory is the one writer of a file in it. */
     if (!err)
         err = remus_epochs_create(config->epochs_file, config->resource,

@@ -80,13 +80,18 @@ struct remus_ioctl_file {
     uint64_t unique; /* ... the request that this was; 0: not known */
     int answered;    /* ... it is, with `result` */
     int result;
-    int failed;      /* ... it has no barrier */
+    int failed;      /* ... it has no barrier: one of the two below */
     uint64_t since;  /* ... the newest barrier's epoch before it */
     uint64_t joined; /* epoch of the newest barrier it joined; 0: none */
     int empty;       /* ... was that epoch empty */
     uint64_t heard;  /* newest that a 30 was told to be safe; 0: none */
     int attached;    /* it has joined one: its close may end the session */
 };
+
+#define REMUS_20_FAILED 1
+#define REMUS_20_ASKED                                                        \
+    2 /* perhaps it has: `joined`, in another process, which
+                          is gone; the backup is asked */
 
 /*
  * Ioctl 20.  0, 1 (the resource's epoch was empty), -EPROTO, or -EAGAIN (too
@@ -100,13 +105,18 @@ struct remus_ioctl_file {
  */
 int remus_primary_ioctl_send(remus_primary *p, struct remus_ioctl_file *f,
                              uint64_t unique, uint64_t tag);
-/* The file was opened in another process, which is gone: a 20 whose barrier
- * nobody heard of has failed. */
+/* The file was opened in another process, which is gone: whether a 20 whose
+ * barrier nobody heard of has failed is asked of the backup, with the first
+ * hello after the last of them. */
 void remus_primary_ioctl_adopt(remus_primary *p, struct remus_ioctl_file *f);
-/* The same where there is no primary yet. */
+void remus_primary_ioctl_adopted(remus_primary *p);
+/* The same where there is no primary yet: it has failed. */
 void remus_ioctl_adopt_nowhere(struct remus_ioctl_file *f);
 /* An ioctl 20 there: -EPROTO, and numbered. */
 int remus_ioctl_send_nowhere(struct remus_ioctl_file *f, uint64_t unique);
+/* Before an ioctl 30: receive the newest barrier's ack if it can be had
+ * without a sleep, within remus_spin_most().  What comes is handled. */
+void remus_primary_look_out(remus_primary *p);
 /*
  * Ioctl 30: waits for the newest barrier that this file joined.  0, -EPROTO,
  * -EINTR, or REMUS_PARKED, as remus_primary_wait_begin() below.  After a 20

@@ -66,6 +66,7 @@
 #include "base/events.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "base/spin.h"
 #include "primary/primary.h"
 #include "format/primary_state.h"
 #include "format/record.h"
@@ -178,6 +179,13 @@ struct remus_timed {
  * sent them has returned. */
 #define REMUS_TIMED_MAX (2u * REMUS_UNACKED_MAX)
 
+/* Of what the open files of a process before had joined: see asked.c. */
+enum remus_asking {
+    REMUS_ASKING_OVER,
+    REMUS_ASKING_FILES,
+    REMUS_ASKING_BACKUP,
+};
+
 /* Going on, saying good-bye (nothing more is queued), or ending. */
 enum remus_life { REMUS_LIFE_OPEN, REMUS_LIFE_LEAVING, REMUS_LIFE_STOPPED };
 
@@ -195,9 +203,8 @@ struct remus_connection {
     uint64_t credit;      /* ... that the backup allows */
     uint64_t reserve;     /* ... beyond it, for barriers */
     uint64_t capacity;    /* credit that one epoch can have */
-    uint64_t has; /* the epoch that the hello asked for; 0: it is not there */
-    uint64_t records;                    /* counted ones in the open epoch */
-    uint64_t bytes;                      /* written and zeroed in it */
+    uint64_t records;     /* counted ones in the open epoch */
+    uint64_t bytes;       /* written and zeroed in it */
     uint64_t stable, applied, committed; /* epochs */
     uint64_t accepted; /* newest that the backup took as committed */
     int pinned;        /* ... and cannot take newer ones for a pin there */
@@ -206,6 +213,8 @@ struct remus_connection {
     unsigned char hash_bits[REMUS_HASH_BLOCKS / 8]; /* which differ */
     uint64_t progress_ns;    /* last ack, or the first barrier after */
     uint64_t progress_spent; /* `spent` at the last ack */
+    uint64_t asked_ns;       /* the newest barrier */
+    struct remus_spin acks;  /* what they took after it */
     uint64_t rx_ns;          /* something came in */
     int resync_step;         /* newest answer of the backup */
     unsigned int question;   /* the backup asks us to step down: 1, and
@@ -239,8 +248,6 @@ struct remus_ack_wait {
 struct remus_primary {
     struct remus_entry entry;       /* constant; the first: see entry.h */
     remus_io *io;                   /* constant */
-    struct remus_ioctl_id asks;     /* engine thread: the hello asks for its
-                                    barrier */
     remus_epochs *epochs;           /* constant; written with lock held */
     char *resource;                 /* constant */
     char *state_dir;                /* constant */
@@ -261,6 +268,7 @@ struct remus_primary {
     struct remus_dirty dirty;    /* see dirty.h; its owner is `lock` */
     int wake;                    /* constant: eventfd, set to stop */
     int rx_wake;                 /* constant: eventfd, moves the rx thread */
+    uint64_t spin_most;          /* constant: remus_spin_most() */
     struct remus_events events;  /* see events.h: state or link changed */
     struct remus_log log;        /* lock: what was said */
     struct remus_ack_wait ack_wait; /* see events.c */
@@ -335,11 +343,15 @@ struct remus_primary {
     unsigned int parked_room;                    /* how many */
     struct remus_request *free_requests;
     struct remus_waiter *waiters, *free_waiters;
-    int park_wake;       /* the resumer shall look */
-    int rx_caller;       /* a caller is or becomes the receiver */
-    int rx_polling;      /* the rx thread is or becomes it */
-    int rx_wanted;       /* somebody waits who is no receiver */
-    uint64_t rx_left_ns; /* when the last caller stopped being it */
+    int park_wake;              /* the resumer shall look */
+    int rx_caller;              /* a caller is or becomes the receiver */
+    int rx_polling;             /* the rx thread is or becomes it */
+    int rx_wanted;              /* somebody waits who is no receiver */
+    uint64_t rx_left_ns;        /* when the last caller stopped being it */
+    enum remus_asking asking;   /* asked.c, as the next three */
+    struct remus_ioctl_id asks; /* whose barrier it is about */
+    uint64_t asked_epoch;       /* ... its epoch */
+    uint64_t found;             /* ... that the backup has; 0: it has not */
     struct remus_ioctl_barrier newest; /* barrier of an ioctl 20 */
     uint64_t heard; /* newest one of which any 30 heard that it is safe; 0 */
     struct remus_status stats; /* the counters in it */

@@ -133,6 +133,7 @@ void *remus_primary_watch_main(void *arg)
             pinged = now;
         }
         forget_stable(p);
+        remus_primary_asked_in_vain(p, 0);
         /* If we were stopped ourselves, let what waits be received. */
         if (now - before < 1000000000u) {
             check_silence(p, now);

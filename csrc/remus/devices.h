@@ -174,10 +174,11 @@ REMUS_API int remus_export_open(remus_primary *p, const char *mountpoint,
  * The same for a mount that outlives this process.  Another process that has
  * the mount's two descriptors can open it again once this process is wholly
  * gone, and finishes the requests that were under way.  No open file fails; a
- * checkpoint whose ack was not reported to anybody counts as failed.
+ * checkpoint whose ack was not reported to anybody counts as failed, unless
+ * the backup says that it has it.
  * That process opens the primary with `continues` 1.  Until the nodes are its
- * own they count as open for writing.  Nobody else may have had the disks
- * meanwhile.
+ * own they count as open for writing, and the backup is not connected to.
+ * Nobody else may have had the disks meanwhile.
  *
  * remus_keep_open() makes the descriptors, `memory` and `device`, for the mount
  * of so many volumes; hand them on before anything is mounted.  They stay the caller's, also on an error. Close

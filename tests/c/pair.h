@@ -25,6 +25,8 @@ struct pair {
     char address[128];
     uint64_t size[PAIR_VOLUMES];
     enum remus_ack ack; /* durable, unless it is set before they are opened */
+    uint64_t continues; /* ditto: as in remus_primary_config */
+    enum remus_on_loss on_loss;
     remus_primary *p;
     remus_backup *b;
 };
@@ -96,6 +98,8 @@ static inline void pair_start_primary(struct pair *t, remus_io *io)
                                             .volume_count = PAIR_VOLUMES,
                                             .address = t->address,
                                             .ack = t->ack,
+                                            .on_loss = t->on_loss,
+                                            .continues = t->continues,
                                             .loss_ms = 1000,
                                             .connect_ms = 20,
                                             .idle_ms = 3600000,

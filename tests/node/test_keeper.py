@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import random
 import signal
@@ -16,7 +15,7 @@ import pytest
 
 from support.host import Host, is_now, status
 from support.keeping import Kept
-from support.mounted import SEND, WAIT, close_quietly, fails_with
+from support.mounted import close_quietly, fails_with
 from support.waiting import DEADLINE_S, wait_for
 
 BLOCK = 4096
@@ -137,35 +136,6 @@ def test_a_restart_needs_a_keeper(host: Host) -> None:
     assert code == 1
     assert "no keeper is there to restart it" in said
     assert kept.keeper.poll() is None
-
-
-def test_a_20_whose_barrier_nobody_heard_of_has_failed(host: Host) -> None:
-    """Also if its ack was there: the 30 of another process never says so."""
-    host.start_backup()
-    kept = Kept(host)
-    wait_for("Protected", lambda: is_now(host, "p", "primary", "Protected"))
-    fd = os.open(kept.mount / "root", os.O_RDWR)
-    host.stack.callback(close_quietly, fd)
-    assert fcntl.ioctl(fd, SEND, 0) in (0, 1)
-    assert fcntl.ioctl(fd, WAIT, 0) == 0
-    os.pwrite(fd, b"epoch", 0)
-    assert fcntl.ioctl(fd, SEND, 0) == 0
-    kept.kill_server()
-    with fails_with(errno.EPROTO):
-        fcntl.ioctl(fd, WAIT, 0)
-
-    def checkpoint() -> bool:
-        try:
-            return fcntl.ioctl(fd, SEND, 0) >= 0 and fcntl.ioctl(fd, WAIT, 0) == 0
-        except OSError as error:
-            if error.errno != errno.EPROTO:
-                raise
-            return False  # not connected yet
-
-    # The session goes on: it is its next checkpoint that ends the catch-up.
-    wait_for("checkpoint", checkpoint)
-    wait_for("checkpoint", checkpoint)
-    wait_for("Protected", lambda: is_now(host, "p", "primary", "Protected"))
 
 
 def test_open_files_are_counted_once(host: Host) -> None:

@@ -304,6 +304,7 @@ static int wait_30(struct side *s, struct remus_ioctl_file *f)
 {
     struct waited w = {0};
     uint64_t jumps = world_jumps();
+    remus_primary_look_out(s->primary);
     int rc = remus_primary_ioctl_wait(
         s->primary, f, (int64_t)world_below(8000) + 1,
         remus_primary_wait_id(s->primary), it_lives, wait_is_over, &w);
