@@ -22,6 +22,10 @@ static int failing[2]; /* a file operation of that host fails or did */
 void fail_operation(int host, const struct step *s)
 {
     world_say("-- a file operation of host %d fails", host);
+    /* What a failed sync leaves in the page cache is clean, and a start asks
+     * for it to be dropped (journal/recover.c).  If that did nothing, it could
+     * name an end that no medium holds, and later be refused as damaged. */
+    remus_sim_drops_cache(side[host].sim, 1);
     remus_sim_fail_after(side[host].sim, s->a % 400, s->b % 3 ? EIO : ENOSPC);
     failing[host] = 1;
     lost_memory(host);
