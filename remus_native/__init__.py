@@ -17,6 +17,7 @@
 Importing starts no thread and needs only cffi.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
@@ -76,6 +77,9 @@ from .replica import (
 
 if TYPE_CHECKING:
     from .devices_async import AsyncCheckpointDevices
+
+# Of a program that has no logging of its own nothing is printed.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "AsyncCheckpointDevices",

@@ -307,6 +307,15 @@ int remus_former_news(remus_former *f, char *text, size_t cap)
     return news;
 }
 
+int remus_former_reload_keys(remus_former *f)
+{
+    int no = remus_enter(f, "former_reload_keys");
+    if (no)
+        return no;
+    int err = remus_tls_keys_reload(f->keys);
+    return err ? remus_fail_in(err, "old address of %s", f->resource) : 0;
+}
+
 void remus_former_close(remus_former *f)
 {
     if (!f || remus_enter(f, "former_close"))

@@ -298,6 +298,16 @@ int remus_backup_serve(remus_backup *b, const char *address, int tls_off,
     return 0;
 }
 
+int remus_backup_reload_keys(remus_backup *b)
+{
+    int no = remus_enter(b, "backup_reload_keys");
+    if (no)
+        return no;
+    struct remus_backup_net *net = b->net;
+    int err = net ? remus_tls_keys_reload(net->keys) : 0;
+    return err ? remus_fail_in(err, "backup of %s", b->resource) : 0;
+}
+
 /* Did the other end close its socket? */
 static int hung_up(int fd)
 {

@@ -60,7 +60,7 @@ static int connected(const struct remus_conn *c)
     return err ? remus_fail(-err, "%s", remus_errno_text(err)) : 0;
 }
 
-static int shake_hands(struct remus_conn *c, const struct remus_tls_keys *keys,
+static int shake_hands(struct remus_conn *c, struct remus_tls_keys *keys,
                        const struct limit *limit)
 {
     int err = remus_tls_new(&c->tls, keys, 0, c->fd);
@@ -73,8 +73,7 @@ static int shake_hands(struct remus_conn *c, const struct remus_tls_keys *keys,
 /* One place of the address: 0 or -errno; *c is none then. */
 static int connect_to(struct remus_conn *c, const struct remus_address *a,
                       const struct remus_place *place,
-                      const struct remus_tls_keys *keys,
-                      const struct limit *limit)
+                      struct remus_tls_keys *keys, const struct limit *limit)
 {
     *c = REMUS_CONN_NONE;
     c->fd = remus_connect(a, place);
@@ -103,7 +102,7 @@ static int connect_to(struct remus_conn *c, const struct remus_address *a,
 
 int remus_conn_connect(struct remus_conn *c, const struct remus_address *a,
                        struct remus_resolver *resolver,
-                       const struct remus_tls_keys *keys, remus_io *io,
+                       struct remus_tls_keys *keys, remus_io *io,
                        int timeout_ms, int wake)
 {
     struct limit limit = {io, remus_deadline_in(io->now_ns(io), timeout_ms),

@@ -36,7 +36,7 @@ struct remus_conn {
  */
 int remus_conn_connect(struct remus_conn *c, const struct remus_address *a,
                        struct remus_resolver *resolver,
-                       const struct remus_tls_keys *keys, remus_io *io,
+                       struct remus_tls_keys *keys, remus_io *io,
                        int timeout_ms, int wake);
 /* Note what proves the other side, in c->security. */
 void remus_conn_describe(struct remus_conn *c, const struct remus_address *a);

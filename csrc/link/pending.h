@@ -34,7 +34,7 @@ typedef void (*remus_admit_fn)(void *opaque, struct remus_conn *conn);
 struct remus_pending_config {
     int listener; /* stays the caller's */
     const struct remus_address *address;
-    const struct remus_tls_keys *keys; /* NULL: plain */
+    struct remus_tls_keys *keys; /* NULL: plain */
     struct remus_refusals *refusals;
     remus_io *io; /* the clock */
     remus_admit_fn admit;

@@ -139,12 +139,38 @@ static void list_name(char *list, const char *name)
     }
 }
 
+/* Is `name` the identity, or one that follows it? */
+static int belongs(const char *name, const char *identity)
+{
+    size_t n = strlen(identity);
+    return !strncmp(name, identity, n) && (!name[n] || name[n] == '+');
+}
+
+/* One more key of ours, in line `number`. */
+static int add(const char *file, unsigned int number,
+               const struct remus_psk *psk, struct remus_psk_ring *out)
+{
+    for (unsigned int i = 0; i < out->count; i++)
+        if (!strcmp(out->psk[i].identity, psk->identity))
+            return remus_fail(-EINVAL,
+                              "psk_file %s, line %u: a second key for the "
+                              "identity %s: remove one of them",
+                              file, number, psk->identity);
+    if (out->count == REMUS_PSK_RING)
+        return remus_fail(-EINVAL,
+                          "psk_file %s, line %u: more than %u keys for one "
+                          "resource: remove the old ones",
+                          file, number, REMUS_PSK_RING);
+    out->psk[out->count++] = *psk;
+    return 0;
+}
+
 static int find(const char *file, const char *text, size_t len,
-                const char *identity, struct remus_psk *out)
+                const char *identity, struct remus_psk_ring *out)
 {
     struct remus_psk psk;
     char names[NAMES_MAX + 8] = "";
-    int found = 0, err = 0;
+    int err = 0;
     unsigned int number = 1;
     for (size_t at = 0; at < len && !err; number++) {
         const char *line = text + at;
@@ -159,19 +185,14 @@ static int find(const char *file, const char *text, size_t len,
         if (parse_line(line, n, &psk, &why)) {
             err = remus_fail(-EINVAL, "psk_file %s, line %u: %s", file, number,
                              why);
-        } else if (strcmp(psk.identity, identity) != 0) {
-            list_name(names, psk.identity);
-        } else if (found++) {
-            err = remus_fail(-EINVAL,
-                             "psk_file %s, line %u: a second key for the "
-                             "identity %s: remove one of them",
-                             file, number, identity);
+        } else if (belongs(psk.identity, identity)) {
+            err = add(file, number, &psk, out);
         } else {
-            *out = psk;
+            list_name(names, psk.identity);
         }
     }
-    remus_psk_wipe(&psk);
-    if (!err && !found)
+    explicit_bzero(&psk, sizeof psk);
+    if (!err && !out->count)
         err = remus_fail(-ENOENT,
                          "psk_file %s: no key for the identity %s, only for: "
                          "%s: name one of them as psk_identity, or add it "
@@ -182,7 +203,7 @@ static int find(const char *file, const char *text, size_t len,
 }
 
 int remus_psk_load(const char *file, const char *identity,
-                   struct remus_psk *out)
+                   struct remus_psk_ring *out)
 {
     memset(out, 0, sizeof *out);
     if (!file || !*file)
@@ -204,9 +225,9 @@ int remus_psk_load(const char *file, const char *identity,
     return err;
 }
 
-void remus_psk_wipe(struct remus_psk *psk)
+void remus_psk_wipe(struct remus_psk_ring *ring)
 {
-    explicit_bzero(psk, sizeof *psk);
+    explicit_bzero(ring, sizeof *ring);
 }
 
 int remus_psk_check(const char *file, const char *identity)
@@ -216,8 +237,8 @@ int remus_psk_check(const char *file, const char *identity)
         no = remus_given(identity, "psk_check", "identity");
     if (no)
         return no;
-    struct remus_psk psk;
-    int err = remus_psk_load(file, identity, &psk);
-    remus_psk_wipe(&psk);
+    struct remus_psk_ring ring;
+    int err = remus_psk_load(file, identity, &ring);
+    remus_psk_wipe(&ring);
     return err;
 }

@@ -3,7 +3,6 @@
 #include "link/tls.h"
 
 #include <errno.h>
-#include <gnutls/crypto.h>
 #include <gnutls/gnutls.h>
 #include <poll.h>
 #include <pthread.h>
@@ -14,12 +13,8 @@
 #include <sys/socket.h>
 
 #include "base/error.h"
-#include "link/psk.h"
+#include "link/tls_keys.h"
 
-#define PRIORITY                                                              \
-    "NORMAL:-VERS-ALL:+VERS-TLS1.3:-KX-ALL:+ECDHE-PSK"                        \
-    ":-CIPHER-ALL:+AES-128-GCM:+CHACHA20-POLY1305:-MAC-ALL:+AEAD"             \
-    ":-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1"
 #define BATCH                                                                 \
     (2 * REMUS_TLS_RECORD)       /* data in one send: more of it would
                                          wait, and the other side idle */
@@ -27,27 +22,15 @@
 #define IN_BYTES (128u * 1024)   /* of one recv */
 #define HANDSHAKE_MAX 16384      /* bytes of one message */
 #define HANDSHAKE_ALL 65536u     /* bytes of all of them */
-#define REKEY_AFTER (1u << 23)   /* records; AES-GCM's limit is 2^24.5 */
-
-struct remus_tls_keys {
-    struct remus_psk psk;
-    gnutls_priority_t priority;
-    gnutls_psk_server_credentials_t server;
-    gnutls_psk_client_credentials_t client;
-    uint64_t rekey_after; /* records */
-};
-
-/* Which key a client said it has. */
-enum asked { ASKED_NOTHING, ASKED_OURS, ASKED_UNKNOWN };
 
 struct remus_tls {
     const struct remus_tls_keys *keys; /* constant */
+    struct remus_tls_asking asking;    /* the handshake's thread */
     gnutls_session_t session; /* receiving: rx; sending: tx; keys: both */
     int fd;                   /* constant */
     int server;               /* constant */
 
     /* The handshake's thread, until it is done. */
-    enum asked asked;
     int cause;      /* enum remus_refused */
     size_t greeted; /* bytes received */
     int open;       /* handshake done; constant after it */
@@ -68,88 +51,6 @@ struct remus_tls {
     size_t out_plain;          /* bytes of data in them */
     unsigned char *out;        /* OUT_BYTES */
 };
-
-/* ---- keys --------------------------------------------------------------- */
-
-/* GnuTLS asks for the key of an identity.  One that we don't know gets a
- * random key, so that it looks like a wrong key. */
-static int find_key(gnutls_session_t session, const gnutls_datum_t *name,
-                    gnutls_datum_t *key)
-{
-    struct remus_tls *t = gnutls_session_get_ptr(session);
-    const struct remus_psk *psk = &t->keys->psk;
-    size_t len = strlen(psk->identity);
-    int ours = name->size == len && !memcmp(name->data, psk->identity, len);
-    t->asked = ours ? ASKED_OURS : ASKED_UNKNOWN;
-    key->size = ours ? (unsigned int)psk->key_len : REMUS_PSK_KEY_MAX;
-    key->data = gnutls_malloc(key->size);
-    if (!key->data)
-        return -1;
-    if (ours)
-        memcpy(key->data, psk->key, psk->key_len);
-    return ours ? 0 : gnutls_rnd(GNUTLS_RND_KEY, key->data, key->size);
-}
-
-static int prepare(struct remus_tls_keys *keys)
-{
-    const gnutls_datum_t name = {(unsigned char *)keys->psk.identity,
-                                 (unsigned int)strlen(keys->psk.identity)};
-    const gnutls_datum_t key = {keys->psk.key,
-                                (unsigned int)keys->psk.key_len};
-    int rc = gnutls_priority_init(&keys->priority, PRIORITY, NULL);
-    if (!rc)
-        rc = gnutls_psk_allocate_server_credentials(&keys->server);
-    if (!rc)
-        rc = gnutls_psk_allocate_client_credentials(&keys->client);
-    if (!rc)
-        rc = gnutls_psk_set_client_credentials2(keys->client, &name, &key,
-                                                GNUTLS_PSK_KEY_RAW);
-    if (rc)
-        return remus_fail(rc == GNUTLS_E_MEMORY_ERROR ? -ENOMEM : -ENOSYS,
-                          "GnuTLS can't do TLS 1.3 with a pre-shared key "
-                          "here: %s",
-                          gnutls_strerror(rc));
-    gnutls_psk_set_server_credentials_function2(keys->server, find_key);
-    return 0;
-}
-
-int remus_tls_keys_load(const char *file, const char *identity,
-                        struct remus_tls_keys **out)
-{
-    *out = NULL;
-    struct remus_tls_keys *keys = calloc(1, sizeof *keys);
-    if (!keys)
-        return remus_fail(-ENOMEM, "out of memory");
-    keys->rekey_after = REKEY_AFTER;
-    int err = remus_psk_load(file, identity, &keys->psk);
-    if (!err)
-        err = prepare(keys);
-    if (err) {
-        remus_tls_keys_free(keys);
-        return err;
-    }
-    *out = keys;
-    return 0;
-}
-
-void remus_tls_keys_free(struct remus_tls_keys *keys)
-{
-    if (!keys)
-        return;
-    if (keys->server)
-        gnutls_psk_free_server_credentials(keys->server);
-    if (keys->client)
-        gnutls_psk_free_client_credentials(keys->client);
-    if (keys->priority)
-        gnutls_priority_deinit(keys->priority);
-    remus_psk_wipe(&keys->psk);
-    free(keys);
-}
-
-void remus_tls_keys_rekey_after(struct remus_tls_keys *keys, uint64_t n)
-{
-    keys->rekey_after = n;
-}
 
 /* ---- between GnuTLS and the socket -------------------------------------- */
 
@@ -207,7 +108,7 @@ static int on_key_update(gnutls_session_t session, unsigned int type,
                          unsigned int when, unsigned int incoming,
                          const gnutls_datum_t *msg)
 {
-    struct remus_tls *t = gnutls_session_get_ptr(session);
+    struct remus_tls *t = gnutls_transport_get_ptr(session);
     (void)type;
     if (!incoming)
         return 0;
@@ -223,7 +124,7 @@ static int on_key_update(gnutls_session_t session, unsigned int type,
     return 0;
 }
 
-int remus_tls_new(struct remus_tls **out, const struct remus_tls_keys *keys,
+int remus_tls_new(struct remus_tls **out, struct remus_tls_keys *keys,
                   int server, int fd)
 {
     *out = NULL;
@@ -231,6 +132,7 @@ int remus_tls_new(struct remus_tls **out, const struct remus_tls_keys *keys,
     if (!t)
         return remus_fail(-ENOMEM, "TLS: out of memory");
     t->keys = keys;
+    struct remus_keyset *set = t->asking.set = remus_keyset_take(keys);
     t->fd = fd;
     t->server = server;
     t->cause = REMUS_REFUSED_CLOSED;
@@ -242,16 +144,16 @@ int remus_tls_new(struct remus_tls **out, const struct remus_tls_keys *keys,
                          (server ? GNUTLS_SERVER : GNUTLS_CLIENT);
     int rc = gnutls_init(&t->session, flags);
     if (!rc)
-        rc = gnutls_priority_set(t->session, keys->priority);
+        rc = gnutls_priority_set(t->session, set->priority);
     if (!rc)
         rc = gnutls_credentials_set(t->session, GNUTLS_CRD_PSK,
-                                    server ? (void *)keys->server
-                                           : (void *)keys->client);
+                                    server ? (void *)set->server
+                                           : (void *)set->client);
     if (rc) {
         remus_tls_free(t);
         return remus_fail(-ENOMEM, "TLS: %s", gnutls_strerror(rc));
     }
-    gnutls_session_set_ptr(t->session, t);
+    gnutls_session_set_ptr(t->session, &t->asking);
     gnutls_handshake_set_max_packet_length(t->session, HANDSHAKE_MAX);
     gnutls_handshake_set_hook_function(t->session, GNUTLS_HANDSHAKE_KEY_UPDATE,
                                        GNUTLS_HOOK_BOTH, on_key_update);
@@ -272,7 +174,7 @@ static int prove(struct remus_tls *t)
         gnutls_auth_get_type(t->session) == GNUTLS_CRD_PSK &&
         gnutls_kx_get(t->session) == GNUTLS_KX_ECDHE_PSK &&
         !gnutls_session_is_resumed(t->session) &&
-        (!t->server || t->asked == ASKED_OURS))
+        (!t->server || t->asking.asked == REMUS_ASKED_OURS))
         return 0;
     char text[64];
     remus_tls_describe(t, text, sizeof text);
@@ -282,24 +184,26 @@ static int prove(struct remus_tls *t)
 
 static int explain_server(struct remus_tls *t, int rc)
 {
-    if (t->asked == ASKED_UNKNOWN) {
+    if (t->asking.asked == REMUS_ASKED_UNKNOWN) {
         t->cause = REMUS_REFUSED_KEY;
         return remus_fail(-EPROTO,
-                          "TLS: unknown identity: this side has the "
+                          "TLS: unknown identity %s: this side has the "
                           "key of %s only",
-                          t->keys->psk.identity);
+                          t->asking.name,
+                          remus_keyset_newest(t->asking.set)->identity);
     }
-    if (t->asked == ASKED_OURS && rc == GNUTLS_E_RECEIVED_ILLEGAL_PARAMETER) {
+    if (t->asking.asked == REMUS_ASKED_OURS &&
+        rc == GNUTLS_E_RECEIVED_ILLEGAL_PARAMETER) {
         t->cause = REMUS_REFUSED_KEY;
         return remus_fail(-EPROTO,
                           "TLS: wrong key for the identity %s: both hosts "
                           "need the same line in psk_file",
-                          t->keys->psk.identity);
+                          t->asking.name);
     }
     t->cause = REMUS_REFUSED_TLS;
     if (rc == GNUTLS_E_DECRYPTION_FAILED)
         return remus_fail(-EPROTO, "TLS: a replayed or damaged handshake");
-    if (t->asked == ASKED_OURS)
+    if (t->asking.asked == REMUS_ASKED_OURS)
         return remus_fail(-EPROTO, "TLS: the handshake failed: %s",
                           gnutls_strerror(rc));
     return remus_fail(-EPROTO,
@@ -323,7 +227,7 @@ static int explain_client(struct remus_tls *t, int rc)
                           "TLS: the backup refuses our key for the identity "
                           "%s: both hosts need the same line in psk_file, "
                           "and the same psk_identity",
-                          t->keys->psk.identity);
+                          remus_keyset_newest(t->asking.set)->identity);
     return remus_fail(-EPROTO, "TLS: the other side refuses: %s",
                       gnutls_alert_get_name(alert));
 }
@@ -397,7 +301,7 @@ static ssize_t encrypt(struct remus_tls *t, const unsigned char *buf,
                        size_t len)
 {
     pthread_mutex_lock(&t->tx);
-    int update = t->tx_records >= t->keys->rekey_after;
+    int update = t->tx_records >= remus_tls_keys_records(t->keys);
     int keys = update || atomic_load(&t->answer_due);
     if (keys) {
         /* In this order; until then the other side may have asked, too. */
@@ -546,6 +450,7 @@ void remus_tls_free(struct remus_tls *t)
     }
     if (t->session)
         gnutls_deinit(t->session);
+    remus_keyset_put(t->asking.set);
     pthread_mutex_destroy(&t->rx);
     pthread_mutex_destroy(&t->tx);
     free(t->in);

@@ -34,14 +34,17 @@
 /* remus_tls_recv() wants this much room. */
 #define REMUS_TLS_ROOM (128u * 1024 + 2 * REMUS_TLS_RECORD)
 
-/* A key and the settings of every connection with it.  Constant once it is
- * loaded: any number of threads may use it. */
+/* The keys of a file and the settings of every connection with them: any
+ * number of threads may use it. */
 struct remus_tls_keys;
 struct remus_tls;
 
 /* Load a key file (see psk.h).  0 or -errno with a text. */
 int remus_tls_keys_load(const char *file, const char *identity,
                         struct remus_tls_keys **out);
+/* Read the file again, for the connections that begin from here on; if that
+ * fails all stays as it is.  NULL is allowed.  0 or -errno with a text. */
+int remus_tls_keys_reload(struct remus_tls_keys *keys);
 void remus_tls_keys_free(struct remus_tls_keys *keys); /* NULL is allowed */
 /* Change keys after so many records sent, not 2^23 (tests). */
 void remus_tls_keys_rekey_after(struct remus_tls_keys *keys, uint64_t n);
@@ -50,7 +53,7 @@ void remus_tls_keys_rekey_after(struct remus_tls_keys *keys, uint64_t n);
  * Begin on a socket; `keys` must outlive it.  server: 1 the side that
  * accepted.  Does no I/O.  0 or -errno with a text.
  */
-int remus_tls_new(struct remus_tls **out, const struct remus_tls_keys *keys,
+int remus_tls_new(struct remus_tls **out, struct remus_tls_keys *keys,
                   int server, int fd);
 /*
  * Go on with the handshake.  0: done and proven; -EAGAIN: *events says what

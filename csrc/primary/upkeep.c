@@ -5,6 +5,7 @@
  */
 #include <poll.h>
 
+#include "base/entry.h"
 #include "base/error.h"
 #include "primary/internal.h"
 
@@ -32,4 +33,13 @@ void *remus_primary_upkeep_main(void *arg)
             remus_dirty_settle(&p->dirty.f, i, p->volumes[i].file);
     }
     return NULL;
+}
+
+int remus_primary_reload_keys(remus_primary *p)
+{
+    int no = remus_enter(p, "primary_reload_keys");
+    if (no)
+        return no;
+    int err = remus_tls_keys_reload(p->keys);
+    return err ? remus_fail_in(err, "resource %s", p->resource) : 0;
 }

@@ -448,6 +448,21 @@ REMUS_API void remus_group_stop(remus_group *g);
  * allowed. */
 REMUS_API void remus_group_close(remus_group *g);
 
+/* ---- keys ---------------------------------------------------------------- */
+
+/*
+ * Read the key file again.  What it holds counts from the next connection on;
+ * the present one stays.  While a key is replaced the file may have several
+ * for one identity: "guest0", and each that is "guest0+" and anything.  The
+ * side that listens takes any of them, the one that connects has the last in
+ * the file.  Nothing happens without a key file, or if a backup does not serve.
+ * Blocks for the file's disk.  Errors: those of remus_psk_check(); the keys
+ * stay as they are.
+ */
+REMUS_API int remus_primary_reload_keys(remus_primary *p);
+REMUS_API int remus_backup_reload_keys(remus_backup *b);
+REMUS_API int remus_former_reload_keys(remus_former *f);
+
 /* cffi:end */
 
 #ifdef __cplusplus

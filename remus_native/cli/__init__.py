@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -31,17 +32,20 @@ from ..errors import (
 )
 from ..replica import Backup
 from ..resource_file import (
+    LogSettings,
     ResourceFile,
     ResourceFileError,
 )
 from ..resource_file._disks import has_state
-from ..shared.log import open_standard_descriptors, say, silence
+from ..shared.log import open_standard_descriptors, say, silence, use
+from ..shared.log_options import log_options
 from ..shared.progress import bytes_text, seconds_text, with_progress
 from . import _run as run
 from . import _up
 from ._arguments import EXIT_CODES
 from ._arguments import parser as _parser
 from ._doctor import check, doctor
+from ._many import down, up
 from ._metrics import metrics
 from ._promote import (
     checkpoint_object,
@@ -69,6 +73,7 @@ OK, FAILED, USAGE, UNPROTECTED, NOT_RUNNING, DIFFERENT, INTERRUPTED = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     open_standard_descriptors()
+    use(LogSettings())  # until a resource file or an option says otherwise
     code = _run_command(argv)
     return code if _flush_output() else code or FAILED
 
@@ -81,12 +86,12 @@ def _run_command(argv: Sequence[str] | None) -> int:
         return COMMANDS[arguments.command](arguments)
     except ResourceFileError as error:
         for problem in error.problems:
-            say(problem)
+            say(problem, logging.ERROR)
         return USAGE
     except BrokenPipeError:
         return FAILED  # whoever read our output has seen enough
     except (RemusError, OSError) as error:
-        say(str(error))
+        say(str(error), logging.ERROR)
         return _code_of(error)
     except KeyboardInterrupt:
         say("interrupted")
@@ -104,7 +109,7 @@ def _flush_output() -> bool:
         silence(sys.stdout)
     except (OSError, ValueError) as error:
         silence(sys.stdout)
-        say(f"standard output: {error}: the output is not complete")
+        say(f"standard output: {error}: the output is not complete", logging.ERROR)
     else:
         return True
     return False
@@ -141,13 +146,15 @@ def _backup(arguments: argparse.Namespace) -> int:
             resource,
             create=arguments.create,
             discard_local=arguments.discard_local,
-        )
+        ),
+        resource,
+        log_options(arguments),
     )
 
 
 def _primary(arguments: argparse.Namespace) -> int:
     resource = _load_to_serve(arguments)
-    return serve(lambda: serve_primary(resource))
+    return serve(lambda: serve_primary(resource), resource, log_options(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -347,9 +354,10 @@ def _commit(arguments: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "up": _up.up,
-    "down": _up.down,
+    "up": up,
+    "down": down,
     "restart": _up.restart,
+    "reload": _up.reload,
     "role": _up.role,
     "backup": _backup,
     "primary": _primary,

@@ -11,6 +11,7 @@ from .. import doctor
 from .._text import shortened
 from .._version import __version__
 from ..resource_file import parse_duration_ms, parse_size
+from ..shared.log_options import add_log_arguments
 from ..watching import RESOURCES_DIR
 
 __all__ = ["EXIT_CODES", "parser"]
@@ -29,7 +30,8 @@ exit codes:
 DURATION_MAX_MS = 40 * 24 * 3600 * 1000
 SIZE_MAX = (1 << 63) - 1
 TAG_MAX = 32  # bytes
-MANY = ("status", "events", "metrics")  # commands that take several resources
+MANY = ("up", "down", "status", "events", "metrics")  # take several resources
+LOOKS = ("doctor", "status", "events", "metrics")  # change nothing
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,6 +45,10 @@ class _Parser(argparse.ArgumentParser):
                 if found.all
                 else "the following arguments are required: FILE, or --all"
             )
+        if getattr(found, "all", False):
+            for name in ("check", "discard_local"):
+                if getattr(found, name, False):
+                    self.error(f"--{name.replace('_', '-')}: for one FILE, not --all")
         return found
 
     def error(self, message: str) -> NoReturn:
@@ -123,6 +129,7 @@ def parser() -> argparse.ArgumentParser:
         _add_up,
         _add_down,
         _add_restart,
+        _add_reload,
         _add_role,
         _add_backup,
         _add_primary,
@@ -175,10 +182,10 @@ def _add(
         parser.add_argument(
             "--swapped",
             action="store_true",
-            help="the two sides of the file have exchanged their roles; needed only "
-            "where this host's state does not tell",
+            # Only where this host's state does not tell, as with both on one.
+            help=argparse.SUPPRESS,
         )
-    if name != "doctor" and not many:
+    if name not in LOOKS:
         parser.add_argument(
             "--check",
             action="store_true",
@@ -224,10 +231,11 @@ def _add_backup(commands: Any) -> None:
         action="store_true",
         help="in a split brain: discard what this side wrote by itself",
     )
+    add_log_arguments(parser)
 
 
 def _add_primary(commands: Any) -> None:
-    _add(
+    parser = _add(
         commands,
         "primary",
         "serve the disks to the guest, in the foreground",
@@ -237,6 +245,7 @@ def _add_primary(commands: Any) -> None:
         "root and /dev/fuse.",
         "remus-native primary guest0.toml",
     )
+    add_log_arguments(parser)
 
 
 def _add_here(
@@ -263,7 +272,9 @@ def _add_up(commands: Any) -> None:
         "first start, as FILE says. After a promote, a swap or a restart of either\n"
         "host the same command does the right thing. As root a keeper starts another\n"
         "process when the one that serves dies, and the guest's I/O waits meanwhile.\n"
-        "SIGTERM or SIGINT ends it: it unmounts, so shut the guest down first.",
+        "SIGTERM or SIGINT ends it: it unmounts, so shut the guest down first. With\n"
+        "--all every resource has a process of its own, and one that is refused\n"
+        "keeps no other from its start.",
         "remus-native up guest0.toml",
     )
     parser.add_argument(
@@ -283,6 +294,7 @@ def _add_up(commands: Any) -> None:
         action="store_true",
         help="serve in this process alone: its death takes the guest's disks away",
     )
+    add_log_arguments(parser)
 
 
 def _add_down(commands: Any) -> None:
@@ -291,7 +303,7 @@ def _add_down(commands: Any) -> None:
         "down",
         "stop what this host serves, and wait for its end",
         "Stop the process that `up` started. On the primary's host it unmounts, so\n"
-        "shut the guest down first.",
+        "shut the guest down first. With --all every resource, all at once.",
         "remus-native down guest0.toml",
     )
 
@@ -304,6 +316,18 @@ def _add_role(commands: Any) -> None:
         "Read it from this host's state directory, whether a process runs or not;\n"
         "before the first start it is what FILE says.",
         "remus-native role guest0.toml",
+    )
+
+
+def _add_reload(commands: Any) -> None:
+    _add_here(
+        commands,
+        "reload",
+        "read the file and its keys again, under a running guest",
+        "As SIGHUP does. The key file counts from the next connection on; the log,\n"
+        "the fence and notify commands and their timeouts at once. What can't\n"
+        "change while it serves is named, and left as it is.",
+        "remus-native reload guest0.toml",
     )
 
 

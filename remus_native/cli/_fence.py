@@ -11,6 +11,7 @@ any more.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -162,6 +163,9 @@ def _text(output: bytes) -> str:
     return output.decode("utf-8", "replace").strip()[-OUTPUT_MAX:]
 
 
+News = tuple[str, int]  # a line, and its level
+
+
 class FenceWatch:
     """Runs the command in a thread when a primary asks to go on alone.
 
@@ -175,10 +179,10 @@ class FenceWatch:
         self._primary = primary
         self._thread: threading.Thread | None = None
         self._next = 0.0
-        self._news: list[str] = []  # lines to say; appended by the thread
+        self._news: list[News] = []  # lines to say; appended by the thread
         self._stop, self._stopper = os.pipe()
 
-    def look(self, status: Status) -> list[str]:
+    def look(self, status: Status) -> list[News]:
         """What there is to say since the last call."""
         running = self._thread is not None and self._thread.is_alive()
         if status.asks_alone and not running and time.monotonic() >= self._next:
@@ -189,6 +193,10 @@ class FenceWatch:
             self._thread.start()
         news, self._news = self._news, []
         return news
+
+    def use(self, resource: ResourceFile) -> None:
+        """From here on with the command of this one."""
+        self._resource = resource
 
     def close(self) -> None:
         """Nobody waits for leave any more."""
@@ -203,19 +211,20 @@ class FenceWatch:
         try:
             run_fence(self._resource, "alone", facts, stop=self._stop)
         except FenceFailed as error:
-            self._news.append(
+            words = (
                 f"{error}; the guest's writes wait; it is tried again, or "
                 f"`remus-native resume {self._resource.file}` lets them go on"
             )
+            self._news.append((words, logging.ERROR))
             return
         with contextlib.suppress(StateError):  # closed meanwhile
             if self._primary.status().link_changed_ns != before.link_changed_ns:
-                self._news.append(
+                words = (
                     f"{name}: the fence command succeeded, but the backup was there "
                     "again meanwhile: it counts for nothing"
                 )
+                self._news.append((words, logging.INFO))
                 return
             self._primary.go_alone()
-            self._news.append(
-                f"{name}: the fence command succeeded: the guest goes on alone"
-            )
+            words = f"{name}: the fence command succeeded: the guest goes on alone"
+            self._news.append((words, logging.WARNING))

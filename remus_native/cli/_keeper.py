@@ -26,6 +26,8 @@ starts another keeper, whose child it is.
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import select
 import signal
@@ -36,9 +38,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._binding import lib
-from ..shared.log import say
+from ..resource_file import LogSettings
+from ..shared.log import as_standard_error, say
 from ..shared.mounts import detach
-from ._process import stop_signals
+from ._process import signal_names, stop_signals
 
 __all__ = ["ENVIRONMENT", "PACKET", "WAITS", "keep", "keeper_command", "words"]
 
@@ -58,18 +61,27 @@ _ADOPT = (
 )
 
 
-def keeper_command(command: Sequence[str], mount: str, server: int) -> list[str]:
+def keeper_command(
+    command: Sequence[str], mount: str, server: int, log: LogSettings
+) -> list[str]:
     """How a server starts another keeper for itself."""
-    return [sys.executable, "-c", _ADOPT, mount, str(server), *command]
+    given = [mount, str(server), json.dumps(vars(log))]
+    return [sys.executable, "-c", _ADOPT, *given, *command]
 
 
-def keep(command: Sequence[str], mount: str, *, once: Sequence[str] = ()) -> int:
+def keep(
+    command: Sequence[str],
+    mount: str,
+    *,
+    once: Sequence[str] = (),
+    log: LogSettings | None = None,
+) -> int:
     """Run a server with ``command`` until it ends by itself; its exit code.
 
     ``once``: more arguments, for the first one only.
     """
     lib.remus_harden_process()
-    with stop_signals(on_hangup="ignore") as signals:
+    with as_standard_error(log), stop_signals(on_hangup="tell") as signals:
         return _Keeper(command, mount, signals, once).run()
 
 
@@ -142,9 +154,12 @@ class _Keeper:
                 os.set_inheritable(fd, True)
             command = [*self._command, *self._once]
             self._once = []
+            # Until it listens for it, a SIGHUP must not end it.
+            before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
             try:
                 pid = os.posix_spawn(command[0], command, environment)
             finally:
+                signal.signal(signal.SIGHUP, before)
                 for fd in given:
                     os.set_inheritable(fd, False)
         return _Server(pid, ours, child=True)
@@ -211,7 +226,10 @@ class _Keeper:
             if not self._may_start(server):
                 return self._give_up("its servers die again and again", 1)
             self._end_next()
-            say(f"{self._mount}: its server died (code {code}): starting another one")
+            say(
+                f"{self._mount}: its server died (code {code}): starting another one",
+                logging.WARNING,
+            )
             server = self._start()
 
     @staticmethod
@@ -228,10 +246,7 @@ class _Keeper:
                 wanted += [ahead.socket, ahead.pidfd]
             ready, _, _ = select.select(wanted, [], [], 1.0 if ahead else None)
             if self._signals in ready:
-                self._signals.recv(PACKET)
-                self._stopping = True
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(server.pidfd, signal.SIGTERM)
+                self._pass_on(server, self._signals.recv(PACKET))
             if server.socket in ready and not self._hear(server):
                 heard = []
             if server.pidfd in ready:
@@ -241,6 +256,18 @@ class _Keeper:
                 return
             if ahead and self._is_ready(server, ahead, ready):
                 return
+
+    def _pass_on(self, server: _Server, numbers: bytes) -> None:
+        """Signals that came: the server reads its file anew, or is to stop."""
+        passed = signal.SIGHUP
+        if stops := bytes(one for one in numbers if one != signal.SIGHUP):
+            if not self._stopping:
+                names = signal_names(stops)
+                say(f"{self._mount}: stopping: the keeper got {names}")
+            self._stopping = True
+            passed = signal.SIGTERM
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(server.pidfd, passed)
 
     def _is_ready(self, server: _Server, ahead: _Server, ready: Sequence[Any]) -> bool:
         why = ""
@@ -266,7 +293,10 @@ class _Keeper:
             self._next.kill()
             self._next.gone()
             self._next = None
-            say(f"{self._mount}: the server that was to go on did not start: {why}")
+            say(
+                f"{self._mount}: the server that was to go on did not start: {why}",
+                logging.ERROR,
+            )
 
     def _may_start(self, server: _Server) -> bool:
         if server.served:
@@ -280,7 +310,10 @@ class _Keeper:
         return self._failed < TRIES and self._crashed < CRASHES
 
     def _give_up(self, why: str, code: int) -> int:
-        say(f"{self._mount}: {why}: it is unmounted, and who waits gets an error")
+        say(
+            f"{self._mount}: {why}: it is unmounted, and who waits gets an error",
+            logging.ERROR,
+        )
         self._end_next()
         with contextlib.suppress(OSError):
             detach(self._mount)
@@ -290,12 +323,15 @@ class _Keeper:
 
 def adopt(arguments: Sequence[str]) -> int:
     """Be the keeper that a server starts: its socket is standard input."""
-    mount, server, *command = arguments
+    mount, server, log, *command = arguments
     sock = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
     lib.remus_harden_process()
-    with stop_signals(on_hangup="ignore") as signals:
+    with (
+        as_standard_error(LogSettings(**json.loads(log))),
+        stop_signals(on_hangup="tell") as signals,
+    ):
         keeper = _Keeper(command, mount, signals)
         return keeper.run(keeper.adopt(int(server), sock))

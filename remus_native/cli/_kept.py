@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 from ..errors import RemusError, StateError
 from ..replica._nodes import check_kept, keep_open
+from ..resource_file import LogSettings
 from ..shared.log import say
 from ..shared.mounts import detach
 from ._keeper import ENVIRONMENT, PACKET, WAITS, keeper_command, words
@@ -32,8 +34,14 @@ class Kept:
     if there is none yet.
     """
 
-    def __init__(self, command: Sequence[str], mount: str) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        mount: str,
+        log: LogSettings = LogSettings(),  # noqa: B008
+    ) -> None:
         self._command = list(command)
+        self._log = log
         self._mount = mount
         first, *rest = map(int, os.environ.pop(ENVIRONMENT).split(","))
         self._socket: socket.socket | None = socket.socket(fileno=first)
@@ -134,7 +142,7 @@ class Kept:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = keeper_command(self._command, self._mount, os.getpid())
+            command = keeper_command(self._command, self._mount, os.getpid(), self._log)
             safe = {**os.environ, "PYTHONSAFEPATH": "1"}
             keeper = subprocess.Popen(command, stdin=theirs.fileno(), env=safe)
         if self._socket is not None:
@@ -142,7 +150,7 @@ class Kept:
         self._keeper = keeper
         self._socket = ours
         self.serves()
-        say(f"{self._mount}: the keeper died: another one is started")
+        say(f"{self._mount}: the keeper died: another one is started", logging.WARNING)
         self.hold((self.descriptors[0], self.descriptors[1]))
 
     def _is_done(self) -> None:

@@ -8,6 +8,7 @@ is run.  A failure is said, and tried no second time.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -56,6 +57,10 @@ class Notifier:
             if self._old and new != self._old:
                 self._put(self._old, new, entry.text, entry.time_ns)
             self._old = new
+
+    def use(self, resource: ResourceFile) -> None:
+        """From here on with the command of this one."""
+        self._resource = resource
 
     def close(self, *, goes_on: bool = False) -> None:
         """``goes_on``: this process has another role now, and a guest that may
@@ -110,7 +115,7 @@ class Notifier:
                     stop=self._stop,
                 )
             except FenceFailed as error:
-                say(f"{error} ({facts['old']} to {facts['new']})")
+                say(f"{error} ({facts['old']} to {facts['new']})", logging.WARNING)
                 stopped = "told to stop" in str(error)
         if self._left:
             self._end()

@@ -8,33 +8,41 @@ import contextlib
 import dataclasses
 import errno
 import ipaddress
+import logging
+import math
 import os
 import re
 import selectors
 import signal
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
-from .._text import event
+from .._text import printable
 from ..control import ControlServer
-from ..errors import StateError
+from ..errors import RemusError, StateError
 from ..replica import Refusal, State, Status
 from ..resource_file import ResourceFile
-from ..shared.log import say
+from ..shared.log import say, tell
 from ..shared.mounts import detach
 from ..shared.progress import LiveLine, bytes_text
 from ..watching import Newest
 
 __all__ = [
+    "Pulse",
     "Watch",
     "detach_dead_mount",
     "is_inside",
     "make_directories",
     "notify_systemd",
+    "serving_signals",
+    "signal_names",
     "stop_signals",
     "warn_of_loopback",
     "warn_without_tls",
+    "who_asked",
 ]
 
 T = TypeVar("T")
@@ -49,28 +57,43 @@ STRAY = (
     signal.SIGTTOU,
 )
 POLL_S = 0.2
+CAUSE_S = 60.0  # for which one cause is not told again while the state stays
+CAUSES_MAX = 32
+LEVEL_OF = {
+    State.UNPROTECTED: logging.WARNING,
+    State.INCONSISTENT: logging.WARNING,
+    State.FENCED: logging.WARNING,
+    State.SPLIT_BRAIN: logging.ERROR,
+    State.FAILED: logging.ERROR,
+}
 
 
 @contextlib.contextmanager
-def stop_signals(*, on_hangup: Literal["ignore", "stop"]) -> Iterator[socket.socket]:
+def stop_signals(
+    *, on_hangup: Literal["ignore", "stop", "tell"], always: bool = False
+) -> Iterator[socket.socket]:
     """SIGTERM and SIGINT as bytes to read, instead of death.
 
     Nothing runs in a signal handler, so nothing can be interrupted half-way.
     A closed terminal (SIGHUP) must not take a guest's disk away: what serves
     one ignores it, and what else a terminal or a log rotation sends to whom
-    it does not mean.  Where that is no disk, it is the word to stop.  What
-    whoever started us has set to be ignored, as nohup does, stays so.
+    it does not mean.  Where that is no disk, it is the word to stop; "tell" gives
+    its byte like the others'.  What whoever started us has set to be ignored,
+    as nohup does, stays so; not SIGHUP, with ``always``.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    stops = [*SIGNALS, *([signal.SIGHUP] if on_hangup == "stop" else [])]
+    told = [*SIGNALS, *([signal.SIGHUP] if on_hangup != "ignore" else [])]
     actions: dict[int, Any] = dict.fromkeys(
-        STRAY if on_hangup == "ignore" else (), signal.SIG_IGN
+        (one for one in STRAY if one not in told and on_hangup != "stop"),
+        signal.SIG_IGN,
     )
     actions.update(
         (number, lambda *_: None)
-        for number in stops
-        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN
+        for number in told
+        if number == signal.SIGTERM
+        or signal.getsignal(number) != signal.SIG_IGN
+        or (always and number == signal.SIGHUP)
     )
     before = {number: signal.signal(number, to) for number, to in actions.items()}
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -82,6 +105,34 @@ def stop_signals(*, on_hangup: Literal["ignore", "stop"]) -> Iterator[socket.soc
             signal.signal(number, handler)
         reader.close()
         writer.close()
+
+
+@contextlib.contextmanager
+def serving_signals(*, always: bool) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """What stops a process that serves, and SIGHUP, apart: the first can be read
+    once it is to stop, whoever waits for that; the second once for each SIGHUP.
+    """
+    with contextlib.ExitStack() as stack:
+        raw = stack.enter_context(stop_signals(on_hangup="tell", always=always))
+        stops, to_stops = socket.socketpair()
+        hangups, to_hangups = socket.socketpair()
+        for end in (stops, to_stops, hangups, to_hangups):
+            stack.callback(end.close)
+        to_stops.setblocking(False)
+        to_hangups.setblocking(False)
+
+        def sort() -> None:
+            while data := raw.recv(16):
+                for number in data:
+                    to = to_hangups if number == signal.SIGHUP else to_stops
+                    with contextlib.suppress(BlockingIOError):  # enough are there
+                        to.send(bytes([number]))
+
+        thread = threading.Thread(target=sort, name="signals", daemon=True)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(raw.shutdown, socket.SHUT_RDWR)
+        yield stops, hangups
 
 
 def notify_systemd(text: str) -> None:
@@ -96,13 +147,40 @@ def notify_systemd(text: str) -> None:
         sock.sendto(text.encode(), address)
 
 
+#: Requests that somebody is to be named for.
+ASKED = ("promote", "stop", "restart", "reload", "resume", "verify")
+
+
+def who_asked(name: str) -> Callable[[str, int, int], None]:
+    """What says of requests to serve the resource ``name`` who made them."""
+
+    def heard(request: str, pid: int, uid: int) -> None:
+        if request in ASKED:
+            say(
+                f"{name}: asked to {request} by process {pid} ({_command_of(pid)}), "
+                f"user {uid}"
+            )
+
+    return heard
+
+
+def _command_of(pid: int) -> str:
+    """As far as it can be told; it may be gone."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+            return comm.read().strip()
+    except OSError:
+        return "?"
+
+
 def warn_without_tls(resource: ResourceFile) -> None:
     """What nobody should overlook in a log."""
     if resource.tls == "off" and resource.address.startswith("tcp:"):
         say(
             f'warning: tls = "off": whoever can connect to {resource.listens} can '
             f"replace the disks of {resource.name}, and whoever is on the way can read "
-            "them"
+            "them",
+            logging.WARNING,
         )
 
 
@@ -121,7 +199,8 @@ def warn_of_loopback(resource: ResourceFile) -> None:
     say(
         f"warning: {resource.name}: {resource.listens} is {address} here, which only "
         "this host can connect to, and same_host = false: give the address of its "
-        'network, or listen = "tcp:0.0.0.0:PORT" for all of them'
+        'network, or listen = "tcp:0.0.0.0:PORT" for all of them',
+        logging.WARNING,
     )
 
 
@@ -223,7 +302,87 @@ def _make_directory(path: str, mode: int) -> None:
         os.chmod(path, mode)
 
 
+def signal_names(numbers: bytes) -> str:
+    """Signals, as `stop_signals` gives them."""
+    return ", ".join(dict.fromkeys(signal.Signals(one).name for one in numbers))
+
+
 # ---- the main thread -------------------------------------------------------------
+
+
+class Pulse:
+    """Tells the service manager's watchdog (WATCHDOG_USEC) that this serves.
+
+    A thread asks as an operator does, over the control socket, twice in the
+    watchdog's time, and looks whether the main thread goes round or is at
+    work.  It tells nothing unless both are so.  It never looks at a mount of
+    its own process, which could not be ended then.
+    """
+
+    def __init__(self, ask: Callable[[float], object], goes_round: Callable[[], float]):
+        self._ask = ask  # within so many seconds, or it raises
+        self._goes_round = goes_round  # when it last did; infinity: it is at work
+        self._end = threading.Event()
+        self._every_s = watchdog_s() / 2
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Pulse:
+        if self._every_s > 0:
+            self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end.set()  # not waited for: it may wait for an answer
+
+    def _run(self) -> None:
+        while not self._end.wait(self._every_s):
+            self.beat()
+
+    def beat(self) -> None:
+        try:
+            self._ask(self._every_s)
+        except Exception:
+            return
+        if time.monotonic() - self._goes_round() < self._every_s + POLL_S:
+            notify_systemd("WATCHDOG=1")
+
+
+def watchdog_s() -> float:
+    """0: nobody watches.  The manager may watch the keeper, which starts us."""
+    try:
+        return max(0.0, int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6)
+    except ValueError:
+        return 0.0
+
+
+class Causes:
+    """Which reasons of an unchanged state are to be told: each new cause, once
+    in `CAUSE_S`; one whose numbers alone have changed is the same cause."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._told: dict[str, float] = {}
+        self._last = ""
+
+    def told(self, reason: str) -> None:
+        cause = re.sub(r"[0-9]+", "0", reason)
+        self._last = cause
+        self._told.pop(cause, None)
+        self._told[cause] = self._clock()
+        while len(self._told) > CAUSES_MAX:
+            del self._told[next(iter(self._told))]
+
+    def new(self, reason: str) -> bool:
+        """Whether to tell it; then it is told."""
+        cause = re.sub(r"[0-9]+", "0", reason)
+        if not reason or cause == self._last:
+            return False
+        self._last = cause
+        if self._clock() - self._told.get(cause, -CAUSE_S) < CAUSE_S:
+            return False
+        self.told(reason)
+        return True
 
 
 class Watch:
@@ -235,7 +394,13 @@ class Watch:
         status: Callable[[], Status],
         signals: socket.socket,
         refusals: Callable[[], Sequence[Refusal]] = tuple,
+        *,
+        hangups: socket.socket | None = None,
+        reload: Callable[[], object] | None = None,
     ) -> None:
+        self._round = time.monotonic()  # when the loop last went round
+        self._hangups = hangups
+        self._reload = reload
         self._resource = resource
         self._status = status
         self._newest = Newest()
@@ -245,6 +410,7 @@ class Watch:
         self._stopped = False
         self._told = ""  # the newest failure of a step
         self._last: Status | None = None
+        self._causes = Causes()
 
     def status(self) -> dict[str, Any]:
         """What a ``status`` request is answered."""
@@ -260,19 +426,40 @@ class Watch:
         self, server: ControlServer, *, alive: Callable[[], bool] = lambda: True
     ) -> bool:
         """Until a signal or `stop`: True.  Until ``alive`` denies: False."""
-        with selectors.DefaultSelector() as selector, LiveLine() as live:
+        pulse = Pulse(server.ask_itself, lambda: self._round)
+        with selectors.DefaultSelector() as selector, LiveLine() as live, pulse:
             selector.register(self._signals, selectors.EVENT_READ)
             selector.register(server, selectors.EVENT_READ)
+            if self._hangups is not None:
+                selector.register(self._hangups, selectors.EVENT_READ)
             while not self._stopped:
+                self._round = time.monotonic()
                 self._guard(lambda: self._report(live))
                 ready = {key.fileobj for key, _ in selector.select(POLL_S)}
                 if self._signals in ready:
+                    names = signal_names(self._signals.recv(16, socket.MSG_PEEK))
+                    say(f"{self._resource.name}: stopping: {names}")
                     return True
                 if server in ready:
+                    self._round = math.inf  # a promote may take long
                     self._guard(server.run_pending)
+                    self._round = time.monotonic()
+                if self._hangups in ready:
+                    self._guard(self._hang_up)
                 if self._guard(alive) is False:
                     return False
         return True
+
+    def _hang_up(self) -> None:
+        assert self._hangups is not None
+        self._hangups.recv(4096)  # several are one
+        say(f"{self._resource.name}: SIGHUP")
+        if self._reload is None:
+            return
+        try:
+            self._reload()
+        except RemusError as error:
+            say(f"{self._resource.name}: not read again: {error}", logging.ERROR)
 
     def _guard(self, step: Callable[[], T]) -> T | None:
         """One step of the loop; None if it failed.
@@ -285,7 +472,10 @@ class Watch:
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
             if told != self._told:
-                say(f"{self._resource.name}: {told}; the process goes on")
+                say(
+                    f"{self._resource.name}: {told}; the process goes on",
+                    logging.ERROR,
+                )
             self._told = told
             return None
 
@@ -298,18 +488,29 @@ class Watch:
             last is None
             or (now.state, now.connected) != (last.state, last.connected)
         ):  # fmt: skip
-            old = "-" if last is None else str(last.state)
-            live.note(
-                "remus-native: "
-                + event(
-                    "state",
-                    resource=self._resource.name,
-                    role=now.role,
-                    old=old,
-                    new=now.state,
-                    connected=int(now.connected),
-                    reason=now.reason,
-                )
+            live.clear()
+            tell(
+                "state",
+                level=LEVEL_OF.get(now.state, logging.INFO),
+                resource=self._resource.name,
+                role=now.role,
+                old="-" if last is None else str(last.state),
+                new=now.state,
+                connected=int(now.connected),
+                reason=now.reason,
+            )
+            why = f": {printable(now.reason)}" if now.reason else ""
+            notify_systemd(f"STATUS={now.role}: {now.state}{why}")
+            self._causes.told(now.reason)
+        elif self._causes.new(now.reason):
+            live.clear()
+            tell(
+                "reason",
+                level=LEVEL_OF.get(now.state, logging.INFO),
+                resource=self._resource.name,
+                role=now.role,
+                state=now.state,
+                reason=now.reason,
             )
         if now.refused and (last is None or now.refused != last.refused):
             self._report_refusals(live)
@@ -331,15 +532,14 @@ class Watch:
         refusals = self._refusals()
         for one in refusals:
             if (one.source, one.first_ns) not in self._refused:
-                live.note(
-                    "remus-native: "
-                    + event(
-                        "refused",
-                        resource=self._resource.name,
-                        source=one.source,
-                        cause=one.cause,
-                        count=one.count,
-                        reason=one.text,
-                    )
+                live.clear()
+                tell(
+                    "refused",
+                    level=logging.WARNING,
+                    resource=self._resource.name,
+                    source=one.source,
+                    cause=one.cause,
+                    count=one.count,
+                    reason=one.text,
                 )
         self._refused = {(one.source, one.first_ns) for one in refusals}

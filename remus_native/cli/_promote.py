@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The way to a promote: who is asked, who is fenced, what it costs."""
+"""The way to a promote: who is asked, who is fenced, what it costs; and after
+it, what an old primary is told."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import StateError
-from ..replica import Backup, Checkpoint, State
+from ..errors import RemusError, StateError
+from ..replica import Backup, Checkpoint, Primary, State
+from ..replica._former import OldAddress
 from ..resource_file import ResourceFile
+from ..shared.log import say
 from ._fence import run_fence
 
 __all__ = [
+    "FormerAddress",
     "checkpoint_object",
     "force_costs",
     "listen_first",
@@ -130,3 +136,55 @@ def force_costs(
         "warning: stop its guest: what that writes from now on is lost as well, or a "
         "split brain once it goes on alone",
     ]
+
+
+class FormerAddress:
+    """Where this side listened as the backup, if it was one: an old primary
+    that comes back there must hear what became of it."""
+
+    def __init__(self, resource: ResourceFile, primary: Primary) -> None:
+        self._primary = primary
+        self._name = resource.name
+        self._told = ""
+        self._address: OldAddress | None = None
+        if not os.path.exists(os.path.join(resource.primary.state, "backup.state")):
+            return
+        try:
+            before = resource.swapped()
+            if before.address == resource.address:
+                return  # one socket for both: that is where our backup listens
+            self._address = OldAddress(
+                resource.name,
+                state_dir=resource.primary.state,
+                address=before.listens,
+                tls=before.tls,
+                psk_file=before.psk_file,
+                psk_identity=before.psk_identity,
+            )
+        except RemusError as error:
+            # The guest's disk does not depend on this, and is served all the same.
+            say(
+                f"{resource.name}: an old primary that comes back can't be told "
+                f"what became of it: {error}",
+                logging.WARNING,
+            )
+
+    def reload_keys(self) -> None:
+        if self._address is not None:
+            self._address.reload_keys()
+
+    def look(self) -> None:
+        """Say, once, what somebody was told there."""
+        if self._address is None:
+            return
+        told, split = self._address.news()
+        if told == self._told:
+            return
+        self._told = told
+        say(f"{self._name}: {told}", logging.WARNING)
+        if split:
+            self._primary.name_split(told)
+
+    def close(self) -> None:
+        if self._address is not None:
+            self._address.close()

@@ -15,19 +15,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._binding import lib
+from .._version import __version__
 from ..control import ControlServer
 from ..errors import RemusError, StateError
 from ..replica import Backup, Export, Primary, Standby, State, Status
-from ..replica._former import OldAddress
 from ..replica._nodes import ContinuedPrimary
 from ..resource_file import ResourceFile
 from ..shared.log import as_standard_error, say
+from ..shared.log_options import LogOptions
 from ..shared.progress import bytes_text, with_progress
 from ..watching._events import log_object
 from ..watching._statistics import FILES
@@ -40,11 +42,13 @@ from ._process import (
     is_inside,
     make_directories,
     notify_systemd,
-    stop_signals,
+    serving_signals,
     warn_of_loopback,
     warn_without_tls,
+    who_asked,
 )
-from ._promote import checkpoint_object, promote_and_tell
+from ._promote import FormerAddress, checkpoint_object, promote_and_tell
+from ._reload import reader
 from ._verify import Verifier
 
 __all__ = ["Next", "backup_of", "serve", "serve_backup", "serve_primary"]
@@ -54,7 +58,9 @@ __all__ = ["Next", "backup_of", "serve", "serve_backup", "serve_primary"]
 class Process:
     """What stays the same in every role."""
 
-    signals: socket.socket  # of `stop_signals`
+    signals: socket.socket  # what stops it (`serving_signals`)
+    hangups: socket.socket  # each SIGHUP
+    use_log: Callable[[ResourceFile], None]  # its [log], from here on
     kept: Kept | None = None
     follows: bool = False  # a primary that was failed away from is the backup next
 
@@ -81,17 +87,32 @@ def serve_primary(resource: ResourceFile) -> Next:
 
 
 def serve(
-    first: Callable[[], Next], *, kept: Kept | None = None, follows: bool = False
+    first: Callable[[], Next],
+    resource: ResourceFile,
+    log: LogOptions,
+    *,
+    kept: Kept | None = None,
+    follows: bool = False,
 ) -> int:
     """The role that ``first`` says, and one after the other: the exit code.
 
     No signal is lost between them, nor while it finds out.
     """
-    with as_standard_error(), stop_signals(on_hangup="ignore") as signals:
-        process = Process(signals, kept, follows)
+    name = {"resource": resource.name}
+    with (
+        as_standard_error(log.over(resource), name) as change,
+        serving_signals(always=kept is not None) as (signals, hangups),
+    ):
+        process = Process(
+            signals, hangups, lambda new: change(log.over(new)), kept, follows
+        )
+        say(
+            f"{resource.name}: remus-native {__version__} starts, process {os.getpid()}"
+        )
         role = first()
         while callable(role):
             role = role(process)
+        say(f"{resource.name}: process {os.getpid()} ends with exit code {role}")
         return role
 
 
@@ -155,7 +176,8 @@ def _be_backup(
         return 0
     say(f"{resource.name}: {role.switched}: this side is the primary now")
     standby = role.standby
-    return lambda process: _be_primary(resource.swapped(), process, standby=standby)
+    now = role.resource
+    return lambda process: _be_primary(now.swapped(), process, standby=standby)
 
 
 def _standby(resource: ResourceFile, backup: Backup, kept: Kept | None) -> Standby:
@@ -206,7 +228,19 @@ class _Backup:
         self._backup = backup
         self._signals = process.signals
         self._kept = process.kept
-        self.watch = Watch(resource, backup.status, process.signals, backup.refusals)
+        self.reload = reader(
+            resource,
+            [backup.reload_keys],
+            [self._use, notifier.use, process.use_log],
+        )
+        self.watch = Watch(
+            resource,
+            backup.status,
+            process.signals,
+            backup.refusals,
+            hangups=process.hangups,
+            reload=self.reload,
+        )
         self.standby: Standby | None = None
         self.switched = ""  # why it is to be the primary
 
@@ -234,8 +268,17 @@ class _Backup:
                 "commit": self._commit,
                 "stop": self.watch.stop,
                 "restart": _restart_by(self._resource, self._kept),
+                "reload": self.reload,
             },
+            heard=who_asked(self._resource.name),
         )
+
+    @property
+    def resource(self) -> ResourceFile:
+        return self._resource
+
+    def _use(self, resource: ResourceFile) -> None:
+        self._resource = resource
 
     def drop(self) -> None:
         """The mount ends with this process, unless it goes on as the primary."""
@@ -265,7 +308,10 @@ class _Backup:
             self._kept.look()
         if self.standby is not None and not self.standby.alive:
             mount = self._resource.backup.mount
-            say(f"{mount} was unmounted by somebody else: the backup goes on")
+            say(
+                f"{mount} was unmounted by somebody else: the backup goes on",
+                logging.WARNING,
+            )
             self.drop()
             self.standby.close()
             self.standby = None
@@ -280,7 +326,10 @@ class _Backup:
                 self._resource, self._backup, stop=self._signals.fileno()
             )
         except RemusError as error:
-            say(f"{name}: not promoted, though a disk is opened for writing: {error}")
+            say(
+                f"{name}: not promoted, though a disk is opened for writing: {error}",
+                logging.ERROR,
+            )
             failed = isinstance(error, FenceFailed)
             standby.refuse(errno.EIO if failed else error.errno or errno.EIO)
             return
@@ -300,53 +349,6 @@ def primary_of(resource: ResourceFile, *, goes_on: bool = False) -> Primary:
     return (ContinuedPrimary if goes_on else Primary).of(
         dataclasses.replace(resource.primary_config(), epochs_file=epochs)
     )
-
-
-class _OldAddress:
-    """Where this side listened as the backup, if it was one: an old primary
-    that comes back there must hear what became of it."""
-
-    def __init__(self, resource: ResourceFile, primary: Primary) -> None:
-        self._primary = primary
-        self._name = resource.name
-        self._told = ""
-        self._address: OldAddress | None = None
-        if not os.path.exists(os.path.join(resource.primary.state, "backup.state")):
-            return
-        try:
-            before = resource.swapped()
-            if before.address == resource.address:
-                return  # one socket for both: that is where our backup listens
-            self._address = OldAddress(
-                resource.name,
-                state_dir=resource.primary.state,
-                address=before.listens,
-                tls=before.tls,
-                psk_file=before.psk_file,
-                psk_identity=before.psk_identity,
-            )
-        except RemusError as error:
-            # The guest's disk does not depend on this, and is served all the same.
-            say(
-                f"{resource.name}: an old primary that comes back can't be told "
-                f"what became of it: {error}"
-            )
-
-    def look(self) -> None:
-        """Say, once, what somebody was told there."""
-        if self._address is None:
-            return
-        told, split = self._address.news()
-        if told == self._told:
-            return
-        self._told = told
-        say(f"{self._name}: {told}")
-        if split:
-            self._primary.name_split(told)
-
-    def close(self) -> None:
-        if self._address is not None:
-            self._address.close()
 
 
 def _be_primary(
@@ -371,12 +373,28 @@ def _be_primary(
             stack.callback(kept.drop)  # or the mount would outlive its close
         if resource.fence:
             stack.callback(primary.refuse_alone)  # or who waits would be waited for
-        watch = Watch(resource, primary.status, process.signals)
         fence = FenceWatch(resource, primary)
         stack.callback(fence.close)
-        old = _OldAddress(resource, primary)
+        old = FormerAddress(resource, primary)
         stack.callback(old.close)
         notifier = Notifier(resource, "primary", primary.log)
+
+        def use(new: ResourceFile) -> None:
+            nonlocal resource
+            resource = new
+
+        reload = reader(
+            resource,
+            [primary.reload_keys, old.reload_keys],
+            [use, fence.use, notifier.use, process.use_log],
+        )
+        watch = Watch(
+            resource,
+            primary.status,
+            process.signals,
+            hangups=process.hangups,
+            reload=reload,
+        )
         stack.callback(
             lambda: notifier.close(
                 goes_on=bool(_is_the_backup_next(primary.status(), process))
@@ -386,14 +404,15 @@ def _be_primary(
         def alive() -> bool:
             status = primary.status()
             notifier.look()
-            for line in fence.look(status):
-                say(line)
+            for words, level in fence.look(status):
+                say(words, level)
             old.look()
             if kept is not None:
                 kept.look()
             return export.alive and not _is_the_backup_next(status, process)
 
-        server = stack.enter_context(_control_primary(resource, primary, watch, kept))
+        control = _control_primary(resource, primary, watch, kept, reload)
+        server = stack.enter_context(control)
         if standby is not None:
             standby.switch(primary)  # who is let in finds all of it in place
         _ready("primary", resource)
@@ -407,7 +426,8 @@ def _be_primary(
     if not mounted:
         say(
             f"{resource.primary.mount} was unmounted by somebody else: "
-            f"the disks of {resource.name} are not served any more"
+            f"the disks of {resource.name} are not served any more",
+            logging.ERROR,
         )
         return 1
     return 0
@@ -454,9 +474,13 @@ def _prepare_primary(resource: ResourceFile, *, mounted: bool) -> None:
 
 
 def _control_primary(
-    resource: ResourceFile, primary: Primary, watch: Watch, kept: Kept | None
+    resource: ResourceFile,
+    primary: Primary,
+    watch: Watch,
+    kept: Kept | None,
+    reload: Callable[[], dict[str, Any]],
 ) -> ControlServer:
-    verifier = Verifier(primary, say)
+    verifier = Verifier(primary)
 
     def resume() -> dict[str, Any]:
         primary.resume()
@@ -477,7 +501,12 @@ def _control_primary(
                 "primary", ("checkpoints", "refusals", "target", "promote", "commit")
             ),
         },
-        deferred={"stop": watch.stop, "restart": _restart_by(resource, kept)},
+        deferred={
+            "stop": watch.stop,
+            "restart": _restart_by(resource, kept),
+            "reload": reload,
+        },
+        heard=who_asked(resource.name),
     )
 
 

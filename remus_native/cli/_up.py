@@ -22,6 +22,7 @@ from ..errors import CheckpointTimeout, ConfigError, RemusError, StateError
 from ..replica import role_of
 from ..resource_file import ResourceFile, Side, load
 from ..shared.log import say
+from ..shared.log_options import log_options
 from ..shared.progress import with_progress
 from ._keeper import keep
 from ._kept import Kept
@@ -29,11 +30,15 @@ from ._serve import Next, serve, serve_backup, serve_primary
 
 __all__ = [
     "Here",
+    "command",
     "down",
+    "here_of",
     "load_view",
     "load_written",
+    "reload",
     "restart",
     "role",
+    "stop",
     "this_host",
     "up",
 ]
@@ -74,8 +79,13 @@ class Here:
 
 def this_host(arguments: argparse.Namespace) -> Here:
     """Which of the hosts of the file this is; `ConfigError` if nothing says so."""
-    resource = load(arguments.file)
-    return Here(resource, _section(resource, arguments.host))
+    return here_of(arguments.file, arguments.host)
+
+
+def here_of(file: str, host: str | None) -> Here:
+    """The same of any file."""
+    resource = load(file)
+    return Here(resource, _section(resource, host))
 
 
 def _section(resource: ResourceFile, named: str | None) -> Side:
@@ -146,8 +156,10 @@ def load_view(file: str, *, swapped: bool) -> ResourceFile:
 def up(arguments: argparse.Namespace) -> int:
     """Serve what this host is for the resource; the exit code."""
     here = this_host(arguments)
+    log = log_options(arguments).over(here.resource)
     if Kept.wanted():
-        return _serve(here, arguments, Kept(_command(here, arguments), here.mount))
+        kept = Kept(command(here, arguments), here.mount, log)
+        return _serve(here, arguments, kept)
     if arguments.no_keeper:
         return _serve(here, arguments, None)
     if os.geteuid() != 0:
@@ -157,25 +169,27 @@ def up(arguments: argparse.Namespace) -> int:
         )
         return _serve(here, arguments, None)
     once = ["--discard-local"] * arguments.discard_local
-    return keep(_command(here, arguments), here.mount, once=once)
+    return keep(command(here, arguments), here.mount, once=once, log=log)
 
 
-def _command(here: Here, arguments: argparse.Namespace) -> list[str]:
-    """What a keeper starts, each time."""
-    command = [sys.executable, "-m", "remus_native", "up", "--host", here.section]
-    command += ["--create"] * arguments.create
-    return [*command, os.path.abspath(arguments.file)]
+def command(here: Here, arguments: argparse.Namespace) -> list[str]:
+    """What serves this host's side: what a keeper starts, each time."""
+    words = [sys.executable, "-m", "remus_native", "up", "--host", here.section]
+    words += ["--create"] * arguments.create
+    words += log_options(arguments).words()
+    return [*words, os.path.abspath(here.resource.file)]
 
 
 def _serve(here: Here, arguments: argparse.Namespace, kept: Kept | None) -> int:
     def first() -> Next:
         if kept is not None:
             kept.wait(len(here.resource.volumes))  # what the process before was decides
-        role = here.role()
+        # Whoever is to discard what it has is the backup, whatever it was.
+        role = "backup" if arguments.discard_local else here.role()
         if role != here.section:
             say(f"{here.resource.name}: this host is the {role} now")
         view = here.view(role)
-        if role == "primary" and not arguments.discard_local:
+        if role == "primary":
             return serve_primary(view)
         return serve_backup(
             view,
@@ -183,7 +197,8 @@ def _serve(here: Here, arguments: argparse.Namespace, kept: Kept | None) -> int:
             discard_local=arguments.discard_local,
         )
 
-    return serve(first, kept=kept, follows=True)
+    log = log_options(arguments)
+    return serve(first, here.resource, log, kept=kept, follows=True)
 
 
 # ---- the others ----------------------------------------------------------------
@@ -191,7 +206,11 @@ def _serve(here: Here, arguments: argparse.Namespace, kept: Kept | None) -> int:
 
 def down(arguments: argparse.Namespace) -> int:
     """Stop what `up` started, and wait until it has ended."""
-    here = this_host(arguments)
+    return stop(this_host(arguments))
+
+
+def stop(here: Here) -> int:
+    """... of this host."""
     name = here.resource.name
     control.call(here.state, "stop", timeout_s=CALL_S)
 
@@ -213,6 +232,23 @@ def role(arguments: argparse.Namespace) -> int:
     """Print what this host is."""
     here = this_host(arguments)
     print(here.role())
+    return 0
+
+
+def reload(arguments: argparse.Namespace) -> int:
+    """Have the process that serves read the file again."""
+    here = this_host(arguments)
+    name = here.resource.name
+    try:
+        told = control.call(here.state, "reload", timeout_s=CALL_S)
+    except NotRunning as error:
+        raise NotRunning(f"{name}: {error}") from error
+    print(f"{name}: read again: {', '.join(told['changed']) or 'nothing changed'}")
+    if told["kept"]:
+        print(
+            f"{name}: these take effect with `remus-native restart "
+            f"{arguments.file}`, or the next start: {', '.join(told['kept'])}"
+        )
     return 0
 
 

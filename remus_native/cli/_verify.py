@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from .. import control
-from .._text import event
 from ..errors import RemusError, StateError
 from ..replica import Primary
 from ..resource_file import ResourceFile
+from ..shared.log import tell
 from ..shared.progress import LiveLine, bytes_text
 
 __all__ = ["Verifier", "verify"]
@@ -29,9 +30,9 @@ POLL_S = 0.5
 class Verifier:
     """One comparison at a time in a thread; its methods never block."""
 
-    def __init__(self, primary: Primary, say: Callable[[str], None]) -> None:
+    def __init__(self, primary: Primary, tell: Callable[..., None] = tell) -> None:
         self._primary = primary
-        self._say = say
+        self._tell = tell
         self._thread: threading.Thread | None = None
         self._error: RemusError | None = None
         # Not the thread's life: it ends a moment later than what it does.
@@ -72,7 +73,8 @@ class Verifier:
             said = {"result": "failed", "reason": error}
         finally:
             self._running = False
-        self._say(event("verify", resource=self._primary.resource, **said))
+        level = logging.INFO if said["result"] == "equal" else logging.WARNING
+        self._tell("verify", level=level, resource=self._primary.resource, **said)
 
     def look(self) -> dict[str, Any]:
         """How far it is; raises what ended it."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from .._text import shortened
 from ..errors import StateError
+from ._client import call
 from ._lines import CONTROL_SOCKET, error_object, line_of, parse, path_of
 
 __all__ = ["ControlServer"]
@@ -40,6 +41,8 @@ class _Client:
     """One connection of the server; touched by its thread only."""
 
     sock: socket.socket
+    pid: int
+    uid: int
     input: bytearray = field(default_factory=bytearray)
     output: bytearray = field(default_factory=bytearray)
     busy: bool = False  # a deferred request is under way
@@ -57,6 +60,7 @@ class _Job:
     """A request that the owner's thread carries out."""
 
     client: _Client
+    name: str
     handler: Handler
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +73,9 @@ class ControlServer:
     A handler gets the request's arguments by name and returns what JSON can
     say; a `RemusError` that it raises is raised again in the client.
 
+    ``heard`` is told of each request before its handler runs, in the same
+    thread: its name, and process and user of who asks.
+
     Whoever opens it must hold the lock of the state directory: a socket file
     that is there is taken for a dead process's and replaced.
     """
@@ -79,7 +86,10 @@ class ControlServer:
         *,
         quick: Mapping[str, Handler],
         deferred: Mapping[str, Handler] | None = None,
+        heard: Callable[[str, int, int], None] | None = None,
     ) -> None:
+        self._heard = heard
+        self._state_dir = state_dir
         self._quick = dict(quick)
         self._deferred = dict(deferred or {})
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
@@ -133,6 +143,10 @@ class ControlServer:
         """Readable when `run_pending` has something to do."""
         return self._owner.fileno()
 
+    def ask_itself(self, timeout_s: float) -> None:
+        """Raises if ``status`` is not answered in time; blocks so long at most."""
+        call(self._state_dir, "status", timeout_s=timeout_s)
+
     def run_pending(self) -> None:
         """Carry out the deferred requests that wait, in this thread."""
         _drain(self._owner)
@@ -147,9 +161,15 @@ class ControlServer:
                 self._answers.put((job.client, b""))
                 _wake_up(self._to_thread)
                 continue
+            self._tell(job.name, job.client)
             answer = _answer(job.handler, job.arguments)
             self._answers.put((job.client, answer))
             _wake_up(self._to_thread)
+
+    def _tell(self, name: str, client: _Client) -> None:
+        if self._heard is not None:
+            with contextlib.suppress(Exception):  # no reason not to answer
+                self._heard(name, client.pid, client.uid)
 
     def close(self) -> None:
         """Send the answers that are ready, stop, remove the socket file.
@@ -244,7 +264,10 @@ class ControlServer:
                 self._selector.unregister(self._listener)
                 self._accepts_at = time.monotonic() + AGAIN_S
             return
-        client = _Client(sock)
+        peer = PEER.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
+        )
+        client = _Client(sock, pid=peer[0], uid=peer[1])
         try:
             sock.setblocking(False)
             self._selector.register(sock, selectors.EVENT_READ, client)
@@ -253,9 +276,7 @@ class ControlServer:
             return
         room = len(self._clients) < CLIENTS_MAX or self._make_room()
         self._clients.add(client)
-        _pid, uid, _gid = PEER.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
-        )
+        uid = client.uid
         if uid not in (0, os.geteuid()):
             self._refuse(
                 client,
@@ -324,9 +345,10 @@ class ControlServer:
         busy = sum(one.busy for one in self._clients)
         if name in self._deferred and busy < BUSY_MAX:
             client.busy = True
-            self._jobs.put(_Job(client, self._deferred[name], arguments))
+            self._jobs.put(_Job(client, name, self._deferred[name], arguments))
             _wake_up(self._to_owner)
         elif name in self._quick:
+            self._tell(name, client)
             client.output += _answer(self._quick[name], arguments)
         else:
             why = f"unknown request {shortened(name)!r}; there are {known}"

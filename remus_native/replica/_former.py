@@ -62,6 +62,13 @@ class OldAddress(Handle):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def reload_keys(self) -> None:
+        """As `Primary.reload_keys`."""
+        with self._call() as raw:
+            rc = lib.remus_former_reload_keys(raw)
+            if rc < 0:
+                raise_for(rc)
+
     def news(self) -> tuple[str, bool]:
         """About the newest that came: what it was told; is it a split brain?
 

@@ -98,6 +98,21 @@ class Side(Handle, Generic[C]):
         self._notify()
         return Changes(bits)
 
+    def reload_keys(self) -> None:
+        """Read the key file again; it counts from the next connection on.
+
+        The present connection stays.  While a key is replaced the file may
+        have several for one identity: "guest0", and each that is "guest0+" and
+        anything.  The backup takes any of them, the primary has the last in
+        the file.  Blocks for the file's disk; may be called from any thread.
+        Raises `ConfigError` or another `RemusError` if the file is wrong: then
+        the keys stay as they are.
+        """
+        with self._call() as raw:
+            rc = int(getattr(lib, f"remus_{self._kind}_reload_keys")(raw))
+            if rc < 0:
+                raise_for(rc)
+
     def log(self, after: int = 0) -> Log:
         """What this side has to say from number ``after`` on; never blocks.
 

@@ -44,6 +44,7 @@ from ._disks import (
     group_number,
     user_number,
 )
+from ._log import LogSettings, read_log
 from ._values import (
     SEGMENTS,
     VOLUMES_MAX,
@@ -81,6 +82,7 @@ else:
 __all__ = [
     "BackupSide",
     "Limits",
+    "LogSettings",
     "PrimarySide",
     "ResourceFile",
     "ResourceFileError",
@@ -179,6 +181,7 @@ class ResourceFile:
     notify: tuple[str, ...] | None = None  # run at each change of state
     auto_promote: bool = False
     on_loss: Literal["continue", "hold"] = "continue"
+    log: LogSettings = dataclasses.field(default_factory=LogSettings)
     is_swapped: bool = False
 
     def swapped(self) -> ResourceFile:
@@ -407,6 +410,7 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
     if backup.serves:
         check_swapped(address, address_swapped, problems)
     limits = _read_limits(top.table("limits"))
+    log = read_log(top.table("log"))
     volumes = _read_volumes(values, problems)
     if problems.lines:
         return None
@@ -422,6 +426,7 @@ def _read(values: Mapping[str, Any], problems: Problems) -> ResourceFile | None:
         primary=primary,
         backup=backup,
         limits=limits,
+        log=log,
         volumes=tuple(volumes),
         address_swapped=address_swapped,
         listen=listen,

@@ -66,6 +66,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "primary",
         "backup",
         "limits",
+        "log",
         "volume",
     ),
     "primary": ("host", "state", "mount", "journal"),
@@ -84,6 +85,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "fence_timeout",
         "notify_timeout",
     ),
+    "log": ("level", "format", "to"),
     "volume": ("name", "size", "primary", "backup", "owner", "group", "mode"),
 }
 

@@ -114,6 +114,16 @@ static void p_session_begin(void)
     CHECK(remus_primary_session_begin(t.p));
 }
 
+static void p_reload_keys(void)
+{
+    CHECK(remus_primary_reload_keys(t.p));
+}
+
+static void b_reload_keys(void)
+{
+    CHECK(remus_backup_reload_keys(t.b));
+}
+
 static void p_session_end(void)
 {
     CHECK(remus_primary_session_end(t.p));
@@ -247,6 +257,7 @@ static const struct call {
     CALL(p_pwritev),
     CALL(p_log),
     CALL(b_log),
+    CALL(b_reload_keys),
     CALL(p_discard),
     CALL(p_write_zeroes),
     CALL(p_flush),
@@ -256,6 +267,7 @@ static const struct call {
     CALL(p_commit),
     CALL(p_session_begin),
     CALL(p_session_end),
+    CALL(p_reload_keys),
     CALL(p_writer),
     CALL(p_resume),
     CALL(p_go_alone),

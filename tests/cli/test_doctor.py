@@ -14,6 +14,7 @@ import pytest
 from remus_native import doctor
 from remus_native.cli import main
 from support.host import Host, with_fence
+from support.waiting import wait_for
 
 NAMES = {
     "file", "key", "connect", "listen", "clock", "images", "space", "journal",
@@ -78,8 +79,12 @@ def test_a_healthy_host(
 
 def test_a_process_that_runs_is_not_disturbed(host: Host, sick: Any) -> None:
     backup = host.start_backup()
-    code, found = sick("connect", "--side", "primary")
-    assert code == 0 and found[0]["level"] == "ok"
+
+    def listens() -> bool:  # a moment later than its process answers
+        code, found = sick("connect", "--side", "primary")
+        return code == 0 and found[0]["level"] == "ok"
+
+    wait_for("the backup's socket", listens)
     assert sick("images", "--side", "backup")[0] == 0
     assert backup.poll() is None and host.runs("b")
     assert host.open_primary().status().state == "Protected"

@@ -17,7 +17,7 @@ def test_what_has_ended_does_not_read_as_running(make_pair: Any) -> None:
     """Its thread may be held up at the log; the next one can be started."""
     held, go_on = threading.Event(), threading.Event()
 
-    def say(_line: str) -> None:
+    def say(_event: str, **_values: object) -> None:
         held.set()
         go_on.wait(30)
 
@@ -38,7 +38,7 @@ def test_what_has_ended_does_not_read_as_running(make_pair: Any) -> None:
 def test_what_has_failed_says_so_at_once(make_pair: Any) -> None:
     held, go_on = threading.Event(), threading.Event()
 
-    def say(_line: str) -> None:
+    def say(_event: str, **_values: object) -> None:
         held.set()
         go_on.wait(30)
 

@@ -10,21 +10,24 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    struct remus_psk psk;
+    struct remus_psk_ring ring;
     char path[64];
     int fd = memfd_create("psk", MFD_CLOEXEC);
     MUST(fd >= 0);
     MUST(fchmod(fd, 0600) == 0);
     MUST(write(fd, data, size) == (ssize_t)size);
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    if (remus_psk_load(path, "guest0", &psk) == 0) {
-        MUST(psk.key_len >= REMUS_PSK_KEY_MIN);
-        MUST(psk.key_len <= REMUS_PSK_KEY_MAX);
-        MUST(!strcmp(psk.identity, "guest0"));
+    if (remus_psk_load(path, "guest0", &ring) == 0) {
+        MUST(ring.count >= 1 && ring.count <= REMUS_PSK_RING);
+        for (unsigned int i = 0; i < ring.count; i++) {
+            MUST(ring.psk[i].key_len >= REMUS_PSK_KEY_MIN);
+            MUST(ring.psk[i].key_len <= REMUS_PSK_KEY_MAX);
+            MUST(!strncmp(ring.psk[i].identity, "guest0", 6));
+        }
     } else {
-        MUST(*remus_last_error() && !psk.key_len);
+        MUST(*remus_last_error() && !ring.count);
     }
-    remus_psk_wipe(&psk);
+    remus_psk_wipe(&ring);
     close(fd);
     return 0;
 }

@@ -46,6 +46,7 @@ LOCKS = {
     "drbd_lock": ("group", "remus_drbd", "lock"),
     "disk_lock": ("node", "remus_export", "disk_lock"),
     "export_lock": ("node", "remus_export", "lock"),
+    "keys_lock": ("link", "remus_tls_keys", "lock"),
     "tls_rx_lock": ("link", "remus_tls", "rx"),
     "tls_tx_lock": ("link", "remus_tls", "tx"),
 }
@@ -74,6 +75,7 @@ WORDS = {
 #: Where "lock" is another one than the folder's.
 IN_FILE = {
     "csrc/backup/former.c": {"lock": "former_lock"},
+    "csrc/link/tls_keys.c": {"lock": "keys_lock"},
     "csrc/link/tls.c": {"rx": "tls_rx_lock", "tx": "tls_tx_lock"},
     "csrc/group/drbd.c": {"lock": "drbd_lock"},
     "csrc/group/drbd.h": {"lock": "drbd_lock"},
@@ -102,6 +104,7 @@ TAKEN = [
     (r"&net->lock", "net_lock"),
     (r"&net->send_lock", "net_send_lock"),
     (r"&r->lock", "refusals_lock"),
+    (r"&keys->lock", "keys_lock"),
     (r"&f->lock", "former_lock"),
     (r"&e->source", "source_lock"),
     (r"&e->disk_lock", "disk_lock"),

@@ -200,7 +200,7 @@ def test_the_unit_runs_commands_that_are_there():
     """(`systemd-analyze verify` finds nothing wrong with it, where it is.)"""
     unit = (ROOT / "docs" / "remus@.service").read_text(encoding="utf-8")
     commands = re.findall(r"^Exec\w+=(.+)$", unit, re.M)
-    assert [shlex.split(line)[1] for line in commands] == ["up", "restart"]
+    assert [shlex.split(line)[1] for line in commands] == ["up", "reload"]
     for line in commands:
         words = shlex.split(line)[1:]
         assert cli._parser().parse_args(words).file == "/etc/remus/%i.toml"
