@@ -207,8 +207,9 @@ static void begin(remus_backup *b, const struct remus_hello *h,
     reply->credit = remus_backup_credit(b);
     reply->reserve = remus_backup_reserve_left(b);
     /* What is to be lost is of no generation that the primary's map tells
-     * anything about. */
-    if (!b->discards)
+     * anything about, nor is what is in doubt.  (Of a checkpoint that it never
+     * took it must hear.) */
+    if (!b->discards && !(b->doubt && h->next_epoch > b->prepared))
         memcpy(reply->generation, b->super.lineage.id, REMUS_ID_BYTES);
     b->now.granted = reply->credit;
     b->now.granted_reserve = reply->reserve;

@@ -131,6 +131,8 @@ static void apply_round(struct remus_backup_net *net, int now)
     int idle = b->applied == before;
     int half = 2 * remus_journal_used(&b->journal) > b->journal.segments;
     remus_backup_unlock(b);
+    if (idle)
+        remus_backup_foreign_rest(b, 0);
     if (!idle && !half && !now)
         return;
     if (remus_backup_checkpoint(b) == 0 && !told_already(net))
