@@ -435,8 +435,8 @@ static void backup_reason(const remus_backup *b, struct remus_status *s)
                         "ends it";
             break;
         case REMUS_STATE_SPLIT_BRAIN:
-            why = "both sides went on from one checkpoint: decide which one "
-                  "to lose, stop its guest, and start it as the backup "
+            why = "both sides went on from one checkpoint: decide which side "
+                  "to discard, stop its guest, and start it as the backup "
                   "with --discard-local";
             break;
         case REMUS_STATE_STANDBY:

@@ -46,7 +46,7 @@ static int rolled_back(const remus_backup *b, const struct remus_hello *h)
         (h->sessions == s->sessions && h->session == s->session))
         return 0;
     remus_fail(-EPERM,
-               "the primary was rolled back: it does not know of checkpoint "
+               "the primary was rolled back: it does not have checkpoint "
                "%llu here: promote this backup; or start it with "
                "--discard-local, if the older disks are wanted",
                (ull)b->committed);
@@ -117,7 +117,7 @@ static int check_session(remus_backup *b, const struct remus_hello *h)
         b->super.role != REMUS_SUPER_PROMOTED)
         return remus_fail(-EROFS,
                           "this backup was promoted to checkpoint %llu and "
-                          "takes no more writes from a primary",
+                          "accepts no more writes from a primary",
                           (ull)b->super.target);
     if (b->failed)
         return remus_fail(b->failed, "the backup has failed: %s", b->reason);

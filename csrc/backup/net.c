@@ -356,8 +356,8 @@ static int wait_for_answer(struct remus_backup_net *net)
             return 0;
         if (now - start > 2 * limit)
             return remus_fail(-EBUSY,
-                              "promote: the primary is alive, but does not "
-                              "say whether it steps down: stop it there "
+                              "promote: the primary is alive, but has not "
+                              "said whether it will step down: stop it there "
                               "first, or force this");
     }
     return net->answer ? 1 : -EAGAIN;

@@ -288,7 +288,8 @@ static void tell(remus_backup *b)
 
 static int broken(const char *what)
 {
-    return remus_fail(-ENOTRECOVERABLE, "backup: does not hold: %s", what);
+    return remus_fail(-ENOTRECOVERABLE,
+                      "backup: an invariant does not hold: %s", what);
 }
 
 /* lock held */

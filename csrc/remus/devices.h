@@ -181,10 +181,11 @@ REMUS_API int remus_export_open(remus_primary *p, const char *mountpoint,
  * Nobody else may have had the disks meanwhile.
  *
  * remus_keep_open() makes the descriptors, `memory` and `device`, for the mount
- * of so many volumes; hand them on before anything is mounted.  They stay the caller's, also on an error. Close
- * both, wherever they are, before remus_export_close(); otherwise whoever has
- * a file open waits for ever.  remus_export_open_kept() blocks until the
- * writes that were under way are on the local disk.
+ * of so many volumes; hand them on before anything is mounted.  They stay the
+ * caller's, also on an error.  Close both, wherever they are, before
+ * remus_export_close(); otherwise whoever has a file open waits for ever.
+ * remus_export_open_kept() blocks until the writes that were under way are on
+ * the local disk.
  * Errors: as remus_export_open(); -EPERM not root; -EINVAL the memory is of
  * another version or of other volumes; -ENOTCONN it was unmounted meanwhile.
  */
@@ -212,10 +213,11 @@ REMUS_API int remus_standby_open(remus_backup *b, const char *mountpoint,
                                  int auto_promote, remus_export **out);
 /*
  * The same, `auto_promote` too, for a mount that outlives this process;
- * `memory` and `device` are those of remus_keep_open().  The process that goes on with it opens the side
- * that this host is by then: a primary can go on with a standby's mount, and a
- * standby with a primary's.  Without a primary, writes to a file that the
- * primary's process left open fail with EROFS.  Blocks for the mount.
+ * `memory` and `device` are those of remus_keep_open().  The process that goes
+ * on with it opens the side that this host is by then: a primary can go on
+ * with a standby's mount, and a standby with a primary's.  Without a primary,
+ * writes to a file that the primary's process left open fail with EROFS.
+ * Blocks for the mount.
  * Errors: as remus_export_open_kept().
  */
 REMUS_API int remus_standby_open_kept(remus_backup *b, const char *mountpoint,
@@ -329,8 +331,8 @@ struct remus_device_result {
  * name; -ENOMEM. */
 REMUS_API int remus_group_open(const char *name, remus_group **out);
 
-/* Add a device, before the start; it must outlive the group.  Returns its index.
- * Errors: -EBADFD started; -ENOSPC REMUS_GROUP_MAX; -EINVAL name; -ENOMEM. */
+/* Add a device, before the start; it must outlive the group.  Returns its
+ * index.  Errors: -EBADFD started; -ENOSPC REMUS_GROUP_MAX; -EINVAL name; -ENOMEM. */
 REMUS_API int remus_group_add_drbd(remus_group *g, const char *name,
                                    remus_drbd *dev);
 REMUS_API int remus_group_add_primary(remus_group *g, const char *name,

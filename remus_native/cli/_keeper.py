@@ -224,7 +224,7 @@ class _Keeper:
             if self._stopping:
                 return self._give_up("it was to stop, and died", code or 1)
             if not self._may_start(server):
-                return self._give_up("its servers die again and again", 1)
+                return self._give_up("its servers keep dying", 1)
             self._end_next()
             say(
                 f"{self._mount}: its server died (code {code}): starting another one",
@@ -311,7 +311,7 @@ class _Keeper:
 
     def _give_up(self, why: str, code: int) -> int:
         say(
-            f"{self._mount}: {why}: it is unmounted, and who waits gets an error",
+            f"{self._mount}: {why}: it is unmounted, and waiting requests get an error",
             logging.ERROR,
         )
         self._end_next()

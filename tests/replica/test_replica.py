@@ -361,7 +361,7 @@ def test_noise_on_the_socket_does_not_disturb(make_pair):
     ("change", "match"),
     [
         ({"address": "tcp:127.0.0.1:7790"}, 'tls = "off"'),
-        ({"address": "tcp:192.0.2.1:7790"}, "proof of who is there"),
+        ({"address": "tcp:192.0.2.1:7790"}, "TCP needs authentication"),
         ({"address": "somewhere"}, "expected unix:/path or tcp"),
         ({"address": "unix:relative"}, "absolute path"),
         ({"ack": "sometimes"}, '"durable", "memory"'),
@@ -423,7 +423,7 @@ def test_tcp_on_the_loopback(tmp_path):
         segment_bytes=65536,
         ack="memory",
     ) as backup:
-        with pytest.raises(StateError, match="proof of who is there"):
+        with pytest.raises(StateError, match="TCP needs authentication"):
             backup.serve(address)
         backup.serve(address, tls="off")
         with Primary(
