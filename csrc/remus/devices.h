@@ -194,6 +194,10 @@ REMUS_API int remus_export_open_kept(remus_primary *p, const char *mountpoint,
                                      const struct remus_node *nodes,
                                      int memory, int device,
                                      remus_export **out);
+/* Could that go on with this `memory`, for so many `volumes`?  A version whose
+ * layout is another one can not: ask before the process that has it ends.
+ * Never blocks.  Errors: -EINVAL no; the text says what differs. */
+REMUS_API int remus_keep_check(unsigned int volumes, int memory);
 
 /*
  * The same on the backup's host, before the promote.  The nodes have their
