@@ -336,10 +336,12 @@ WORLD_WRAPS := pthread_mutex_lock pthread_mutex_trylock pthread_mutex_unlock pth
 	pthread_cond_broadcast pthread_create pthread_join clock_gettime nanosleep sched_yield \
 	eventfd socket bind listen connect accept4 \
 	getsockopt setsockopt send recv sendmsg read \
-	write shutdown close poll setpriority mmap
+	write shutdown close poll setpriority mmap \
+	madvise fcntl geteuid getrandom pthread_cancel dup3 \
+	remus_mount_check remus_mount_open remus_mount_again remus_mount_close remus_mount_detach
 WORLD_OBJECTS := $(patsubst tests/sim/world/%.c,$(BUILD)/world-objects/%.o,$(sort \
 	$(wildcard tests/sim/world/*.c)))
-# `make sim` has these; `make test` those of SIM_SEEDS (some 17 ms of a CPU each: half a
+# `make sim` has these; `make test` those of SIM_SEEDS (some 30 ms of a CPU each: half a
 # minute on two idle cores), and each of SIM_TWICE twice; `make sim-long` a million.
 SEEDS ?= 2000
 SEED ?= 1

@@ -102,7 +102,9 @@ int remus_backup_write_epochs(remus_backup *b, uint64_t target)
     b->writing = target;
     b->writes++;
     remus_backup_unlock(b);
-    int err = remus_backup_measure(b, target);
+    int err = remus_backup_foreign_writes(b);
+    if (!err)
+        err = remus_backup_measure(b, target);
     uint64_t covered = 0;
     for (unsigned int i = 0; !err && i < b->disk_count; i++)
         err = write_volume(b, target, i, &covered);
@@ -327,9 +329,11 @@ static int keep_closed(remus_backup *b, struct remus_super *s)
     return err;
 }
 
-/* Whose epochs come from here on (lock held). */
+/* Whose epochs come from here on, which bring with them what the disks lack
+ * (lock held). */
 static void take_session(const remus_backup *b, struct remus_super *s)
 {
+    remus_backup_no_stamps(s);
     s->lineage = b->now.lineage;
     s->sessions = b->now.serial;
     s->session = b->now.id;
@@ -340,6 +344,7 @@ static void discarded(remus_backup *b)
 {
     pthread_mutex_lock(&b->lock);
     b->discard_local = b->discards = 0;
+    b->doubt = 0;
     remus_backup_unlock(b);
 }
 

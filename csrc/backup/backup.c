@@ -214,20 +214,12 @@ static int allocate(remus_backup *b, const struct remus_backup_config *c,
     return remus_events_open(&b->events);
 }
 
-static int check_limits(const remus_backup *b, uint64_t total,
-                        uint64_t segment)
+static struct remus_limits
+wanted_limits(const struct remus_backup_config *config)
 {
-    const struct remus_super *s = &b->super;
-    if (s->segment_bytes == segment && s->segments == total / segment)
-        return 0;
-    return remus_fail(
-        -EINVAL,
-        "the journal was made with %llu segments of %llu bytes, "
-        "configured are %llu of %llu: restore the limits, or "
-        "empty state and journal directory and let the primary "
-        "copy the disks again",
-        (unsigned long long)s->segments, (unsigned long long)s->segment_bytes,
-        (unsigned long long)(total / segment), (unsigned long long)segment);
+    return (struct remus_limits){
+        config->journal_bytes ? config->journal_bytes : DEFAULT_JOURNAL,
+        config->segment_bytes ? config->segment_bytes : DEFAULT_SEGMENT};
 }
 
 static int open_journal(remus_backup *b,
@@ -237,15 +229,16 @@ static int open_journal(remus_backup *b,
                                     : join_path(config->state_dir, "journal");
     if (!dir)
         return remus_fail(-ENOMEM, "out of memory");
-    uint64_t total =
-        config->journal_bytes ? config->journal_bytes : DEFAULT_JOURNAL;
-    uint64_t segment =
-        config->segment_bytes ? config->segment_bytes : DEFAULT_SEGMENT;
+    struct remus_limits limits = wanted_limits(config);
+    int err = remus_journal_check_limits(limits.total, limits.segment);
+    int reshapes = there && b->super.reshape && !b->read_only;
+    /* As it was made; see resize.c. */
+    if (there && !reshapes)
+        limits = remus_backup_limits(&b->super);
     struct remus_journal_name name = {.resource = b->resource,
-                                      .segment_bytes = segment};
+                                      .segment_bytes = limits.segment};
     /* What was promoted needs nothing of its journal any more. */
     int fresh = !there || b->super.role == REMUS_SUPER_PROMOTED;
-    int err = there ? check_limits(b, total, segment) : 0;
     if (!err) {
         b->journal_lock =
             remus_journal_claim(b->io, b->state_dir, dir, fresh, name.id);
@@ -253,7 +246,8 @@ static int open_journal(remus_backup *b,
     }
     if (!err)
         err = remus_journal_open(&b->journal, b->io, &b->lock, dir, &name,
-                                 total, fresh);
+                                 limits.total,
+                                 reshapes ? REMUS_JOURNAL_REMAKE : fresh);
     free(dir);
     return err;
 }
@@ -290,9 +284,13 @@ int remus_backup_open_io(const struct remus_backup_config *config,
         err = open_disks(b, config);
     if (!err)
         err = remus_backup_recover(b);
+    b->current = b->super.current;
+    if (!err)
+        remus_backup_foreign_look(b);
+    if (!err)
+        err = remus_backup_resize(b, wanted_limits(config));
     if (!err)
         err = remus_backup_marks_open(b);
-    b->current = b->super.current;
     if (err) {
         remus_fail_in(err, "backup of %s", config->resource);
         remus_backup_close(b);
@@ -371,8 +369,9 @@ void remus_backup_close(remus_backup *b)
     /* Nothing depends on this: recovery would do the same.  Of a backup that
      * did not recover nothing may be stored. */
     if (b->opened && !b->read_only && !b->failed &&
-        b->authority.who != REMUS_DECIDES_OURS && remus_backup_apply(b) == 0)
-        remus_backup_checkpoint(b);
+        b->authority.who != REMUS_DECIDES_OURS && remus_backup_apply(b) == 0 &&
+        remus_backup_checkpoint(b) == 0)
+        remus_backup_foreign_rest(b, 1);
     for (unsigned int i = 0; i < b->disk_count; i++)
         if (b->disks[i].file >= 0)
             b->io->close(b->io, b->disks[i].file);
@@ -412,7 +411,7 @@ int remus_backup_log(remus_backup *b, uint64_t after,
     if (no)
         return no;
     /* What is held up has not happened yet. */
-    if (remus_backup_reach(b)) {
+    if (remus_backup_try_lock(b)) {
         *next = after;
         *lost = 0;
         return 0;

@@ -5,10 +5,12 @@
  *                   what is taken in it, what a promote does next, who may
  *                   commit
  *   recover.c       what the journal holds at the start
+ *   resize.c        another size of the journal
  *   answer.c        to a primary of which nothing is taken
  *   room.c          how much of the journal may be spent
  *   hello.c         sessions: whose, and from where on
  *   marks.c         what needs no comparison after roles were exchanged
+ *   foreign.c       what somebody else wrote to the disks
  *   log.c           receive: records, barriers, commits into the journal
  *   window.c        closed epochs, looked at together
  *   apply.c         apply, checkpoint, copy: out of the journal
@@ -30,6 +32,7 @@
  *                   sync or disk I/O (appends to the journal's page cache
  *                   happen under it)
  *   net.send_lock   the connection's output; leaf
+ *   shown_lock      the status as it was last told; leaf
  */
 #ifndef REMUS_BACKUP_H
 #define REMUS_BACKUP_H
@@ -112,6 +115,9 @@ struct remus_backup {
     struct remus_journal journal; /* its owner lock is `lock` */
     uint64_t writing; /* lock: the apply under way goes up to it; 0: none */
     uint64_t writes;  /* lock: how many applies have begun */
+    uint64_t rest_writes, rest_ns; /* lock: so many, seen first at that time */
+    unsigned int doubt; /* lock: of this disk, plus 1, it is not known what it
+                           holds; 0: of none */
     struct remus_extents merge; /* apply_lock: what is looked at */
 
     struct remus_super super;     /* written with apply_lock and lock held */
@@ -178,6 +184,15 @@ int remus_former_open_io(const struct remus_former_config *config,
 /* recover.c: list what the journal holds (before any thread). */
 int remus_backup_recover(remus_backup *b);
 
+/* resize.c, before any thread */
+struct remus_limits {
+    uint64_t total, segment; /* bytes of the journal, of a segment */
+};
+struct remus_limits remus_backup_limits(const struct remus_super *s);
+/* The log was read: give the journal this size if it has another one, and
+ * nothing in it is needed. */
+int remus_backup_resize(remus_backup *b, struct remus_limits to);
+
 /* hello.c; all take `lock` themselves unless said otherwise */
 int remus_backup_session_begin(remus_backup *b, const struct remus_hello *h,
                                uint64_t session,
@@ -222,6 +237,16 @@ int remus_backup_marks_answer(remus_backup *b, const struct remus_record *r,
 void remus_backup_marks_remove(remus_backup *b);
 /* They are exactly the checkpoint that was promoted (apply_lock held). */
 void remus_backup_marks_leave(remus_backup *b);
+
+/* foreign.c */
+/* Before any thread: do the disks look as they were left? */
+void remus_backup_foreign_look(remus_backup *b);
+/* The disks are about to be written to (apply_lock held). */
+int remus_backup_foreign_writes(remus_backup *b);
+/* Perhaps they are at rest, or this is the end: then note how they look. */
+void remus_backup_foreign_rest(remus_backup *b, int ends);
+/* Of disks that are about to be something else. */
+void remus_backup_no_stamps(struct remus_super *s);
 
 /* log.c; all take `lock` themselves unless said otherwise */
 /* A counted record.  `header` as it came; payload proven by the caller. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Which checkpoints there are. */
+#include <errno.h>
 #include <string.h>
 
 #include "backup/backup.h"
@@ -37,8 +38,8 @@ int remus_backup_checkpoints(remus_backup *b, struct remus_checkpoint *out,
     if (no)
         return no;
     struct list l = {out, cap ? out->struct_size : 0, cap, 0};
-    if ((no = remus_backup_reach(b)) != 0)
-        return no;
+    if (remus_backup_try_lock(b))
+        return -EAGAIN;
     if (remus_super_promoted(&b->super)) {
         list_one(&l, &b->super.cp, REMUS_CP_COMMITTED);
     } else if (remus_backup_consistent(b)) {

@@ -69,8 +69,8 @@ static int wait_hello(struct remus_former *f, struct remus_conn *c,
                               {.fd = f->wake, .events = POLLIN}};
         uint64_t now = f->io->now_ns(f->io);
         if (remus_deadline_over(end, now))
-            return remus_fail(-ETIMEDOUT, "a client connected and said no "
-                                          "hello");
+            return remus_fail(-ETIMEDOUT,
+                              "a client connected and sent no hello");
         if (poll(p, 2, remus_deadline_poll_ms(end, now)) > 0 && p[1].revents)
             return remus_fail(-ESHUTDOWN, "this process ends");
         ssize_t got = remus_input_fill(&f->input, c);
@@ -126,11 +126,12 @@ static void note_news(struct remus_former *f, const struct remus_conn *c,
     pthread_mutex_lock(&f->lock);
     f->news = split ? REMUS_FORMER_SPLIT : REMUS_FORMER_TOLD;
     if (split)
-        snprintf(f->text, sizeof f->text,
-                 "both sides went on from one checkpoint (a primary at %s "
-                 "looks for its backup here): decide which one to lose, stop "
-                 "its guest, and start it as the backup with --discard-local",
-                 c->peer);
+        snprintf(
+            f->text, sizeof f->text,
+            "both sides went on from one checkpoint (a primary at %s "
+            "looks for its backup here): decide which side to discard, stop "
+            "its guest, and start it as the backup with --discard-local",
+            c->peer);
     else
         snprintf(f->text, sizeof f->text,
                  "a primary at %s looked for its backup here, and was told "
@@ -297,7 +298,7 @@ int remus_former_news(remus_former *f, char *text, size_t cap)
     if (!no)
         no = remus_given(text, "former_news", "text");
     if (!no && !cap)
-        no = remus_fail(-EINVAL, "former_news: no room for a text");
+        no = remus_fail(-EINVAL, "former_news: no room for the text");
     if (no)
         return no;
     pthread_mutex_lock(&f->lock);

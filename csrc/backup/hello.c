@@ -46,7 +46,7 @@ static int rolled_back(const remus_backup *b, const struct remus_hello *h)
         (h->sessions == s->sessions && h->session == s->session))
         return 0;
     remus_fail(-EPERM,
-               "the primary was rolled back: it does not know of checkpoint "
+               "the primary was rolled back: it does not have checkpoint "
                "%llu here: promote this backup; or start it with "
                "--discard-local, if the older disks are wanted",
                (ull)b->committed);
@@ -117,7 +117,7 @@ static int check_session(remus_backup *b, const struct remus_hello *h)
         b->super.role != REMUS_SUPER_PROMOTED)
         return remus_fail(-EROFS,
                           "this backup was promoted to checkpoint %llu and "
-                          "takes no more writes from a primary",
+                          "accepts no more writes from a primary",
                           (ull)b->super.target);
     if (b->failed)
         return remus_fail(b->failed, "the backup has failed: %s", b->reason);
@@ -207,8 +207,9 @@ static void begin(remus_backup *b, const struct remus_hello *h,
     reply->credit = remus_backup_credit(b);
     reply->reserve = remus_backup_reserve_left(b);
     /* What is to be lost is of no generation that the primary's map tells
-     * anything about. */
-    if (!b->discards)
+     * anything about, nor is what is in doubt.  (Of a checkpoint that it never
+     * took it must hear.) */
+    if (!b->discards && !(b->doubt && h->next_epoch > b->prepared))
         memcpy(reply->generation, b->super.lineage.id, REMUS_ID_BYTES);
     b->now.granted = reply->credit;
     b->now.granted_reserve = reply->reserve;

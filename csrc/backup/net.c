@@ -141,6 +141,8 @@ static void apply_round(struct remus_backup_net *net, int now)
     int idle = b->applied == before;
     int half = 2 * remus_journal_used(&b->journal) > b->journal.segments;
     remus_backup_unlock(b);
+    if (idle)
+        remus_backup_foreign_rest(b, 0);
     if (!idle && !half && !now)
         return;
     if (remus_backup_checkpoint(b) == 0 && !told_already(net))
@@ -364,8 +366,8 @@ static int wait_for_answer(struct remus_backup_net *net)
             return 0;
         if (now - start > 2 * limit)
             return remus_fail(-EBUSY,
-                              "promote: the primary is alive, but does not "
-                              "say whether it steps down: stop it there "
+                              "promote: the primary is alive, but has not "
+                              "said whether it will step down: stop it there "
                               "first, or force this");
     }
     return net->answer ? 1 : -EAGAIN;

@@ -307,10 +307,9 @@ int remus_backup_target(remus_backup *b, enum remus_promote_by by,
     if (no)
         return no;
     const struct named n = {by, epoch, tag, tag_len};
-    int err = remus_backup_reach(b);
-    if (err)
-        return err;
-    err = find_target(b, &n, target);
+    if (remus_backup_try_lock(b))
+        return -EAGAIN;
+    int err = find_target(b, &n, target);
     remus_backup_unlock(b);
     return err ? remus_fail_in(err, "backup of %s", b->resource) : 0;
 }

@@ -257,11 +257,11 @@ static int wait_hello(struct remus_backup_net *net, int fd,
         int ms = remus_deadline_poll_ms(end, io->now_ns(io));
         rc = ms ? wait_input(net, fd, (uint32_t)ms) : 0;
         if (rc == 0)
-            return remus_fail(-ETIMEDOUT, net->input.end
-                                              ? "began a hello and did not "
-                                                "end it in time"
-                                              : "a client connected and said "
-                                                "nothing");
+            return remus_fail(
+                -ETIMEDOUT,
+                net->input.end
+                    ? "began a hello and did not complete it in time"
+                    : "a client connected and sent nothing");
         if (rc < 0)
             return rc;
     }

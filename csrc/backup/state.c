@@ -292,7 +292,8 @@ static void tell(remus_backup *b)
 
 static int broken(const char *what)
 {
-    return remus_fail(-ENOTRECOVERABLE, "backup: does not hold: %s", what);
+    return remus_fail(-ENOTRECOVERABLE,
+                      "backup: an invariant does not hold: %s", what);
 }
 
 /* lock held */
@@ -352,7 +353,7 @@ int remus_backup_invariants(const remus_backup *b)
 }
 
 /* Not a timed lock: its clock would be the system's. */
-int remus_backup_reach(remus_backup *b)
+int remus_backup_try_lock(remus_backup *b)
 {
     for (int ms = 0; pthread_mutex_trylock(&b->lock); ms++) {
         if (ms == REACH_MS)

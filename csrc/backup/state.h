@@ -100,17 +100,15 @@ uint64_t remus_backup_age_s(const struct remus_backup *b);
 int remus_backup_state(const struct remus_backup *b, int connected);
 /* What must hold whenever `lock` is free: 0, or an error that names it. */
 int remus_backup_invariants(const struct remus_backup *b);
-/* Take `lock` for a call that must not wait: it is held while the journal is
- * written.  0; -EAGAIN after 100 ms, with a text. */
-int remus_backup_reach(struct remus_backup *b);
-/*
- * Its status, with what the connection shows in `net`; while it can't be
- * looked at, the one before, which says so.  show() takes one for that if it
- * need not wait.
- */
+/* Take `lock` in a call that must not wait as long as the journal's disk can
+ * stall.  0; -EAGAIN after 100 ms, with a text. */
+int remus_backup_try_lock(struct remus_backup *b);
+/* Its status, with what the connection shows in `net`; while it can't be
+ * looked at, the one before, which says so (lock not held). */
 void remus_backup_look_at(struct remus_backup *b,
                           const struct remus_status *net,
                           struct remus_status *s);
+/* Keep one for that, if there is no need to wait (lock not held). */
 void remus_backup_show(struct remus_backup *b, const struct remus_status *net);
 /* Release `lock`, and let b->events tell what has changed; builds for tests
  * look first. */

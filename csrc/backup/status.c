@@ -57,8 +57,8 @@ static void backup_reason(const remus_backup *b, struct remus_status *s)
                         "ends it";
             break;
         case REMUS_STATE_SPLIT_BRAIN:
-            why = "both sides went on from one checkpoint: decide which one "
-                  "to lose, stop its guest, and start it as the backup "
+            why = "both sides went on from one checkpoint: decide which side "
+                  "to discard, stop its guest, and start it as the backup "
                   "with --discard-local";
             break;
         case REMUS_STATE_STANDBY:
@@ -163,7 +163,7 @@ static void as_before(remus_backup *b, const struct remus_status *net,
 void remus_backup_look_at(remus_backup *b, const struct remus_status *net,
                           struct remus_status *s)
 {
-    if (remus_backup_reach(b)) {
+    if (remus_backup_try_lock(b)) {
         as_before(b, net, s);
         return;
     }

@@ -11,6 +11,8 @@
 
 #define LINEAGE_AT 512u
 #define SESSIONS_AT (LINEAGE_AT + REMUS_LINEAGE_BYTES)
+#define STAMPS_AT (SESSIONS_AT + 16u)
+#define STAMPS_END (STAMPS_AT + 8u * REMUS_VOLUMES_MAX)
 #define VERSION 3u
 #define NAME_AT 20u
 #define CRC_AT (REMUS_PAGE - 4u)
@@ -18,9 +20,9 @@
 #define NUMBER(at, member) REMUS_FIELD(at, struct remus_super, member, 1)
 #define BYTES(at, member) REMUS_FIELD(at, struct remus_super, member, 0)
 
-_Static_assert(SESSIONS_AT + 16 <= CRC_AT, "a slot is a page");
+_Static_assert(STAMPS_END + REMUS_BOOT_ID + 4 <= CRC_AT, "a slot is a page");
 
-/* Without cp.epoch, which is `target` or `applied`, and the lineage. */
+/* Without cp.epoch, which is `target` or `applied`, lineage and stamps. */
 static const struct remus_field fields[] = {
     NUMBER(8, serial),
     NUMBER(16, role),
@@ -50,6 +52,8 @@ static const struct remus_field fields[] = {
     BYTES(248, unsynced_boot),
     NUMBER(SESSIONS_AT, sessions),
     NUMBER(SESSIONS_AT + 8, session),
+    BYTES(STAMPS_END, stamp_boot),
+    NUMBER(STAMPS_END + REMUS_BOOT_ID, reshape),
 };
 #define FIELDS (sizeof fields / sizeof *fields)
 
@@ -74,6 +78,8 @@ static int decode(const unsigned char *p, void *out)
     struct remus_super *s = out;
     memset(s, 0, sizeof *s);
     remus_fields_get(fields, FIELDS, p, s);
+    for (unsigned int i = 0; i < REMUS_VOLUMES_MAX; i++)
+        s->stamp[i] = remus_get64(p + STAMPS_AT + 8 * i);
     s->cp.epoch = remus_super_promoted(s) ? s->target : s->applied;
     return remus_lineage_decode(p + LINEAGE_AT, &s->lineage) && makes_sense(s);
 }
@@ -128,6 +134,8 @@ int remus_super_store(remus_io *io, int file, const char *path,
     s->serial++;
     remus_fields_put(fields, FIELDS, s, p);
     remus_lineage_encode(&s->lineage, p + LINEAGE_AT);
+    for (unsigned int i = 0; i < REMUS_VOLUMES_MAX; i++)
+        remus_put64(p + STAMPS_AT + 8 * i, s->stamp[i]);
     return remus_slots_store(io, file, &kind, path, resource, what, s->serial,
                              p);
 }

@@ -59,6 +59,10 @@
  *  824     8    sessions that the primary counted up to the newest one that
  *               was adopted here; 0: none was
  *  832     8    id of that one
+ *  840   512    stamp of each disk, taken at rest (foreign.c); 0: none
+ * 1352    16    boot id of the machine then
+ * 1368     4    not 0: the journal's files are being made anew (resize.c); so
+ *               many may be there
  * 4092     4    CRC32C of bytes 0..4091
  *
  * A slot counts only if its numbers can be: applied, committed and, in a
@@ -90,6 +94,10 @@ struct remus_super {
     uint64_t sessions;
     uint64_t session;
     unsigned char promoted_generation[REMUS_ID_BYTES];
+    uint64_t stamp[REMUS_VOLUMES_MAX]; /* of each disk at rest; 0: none */
+    unsigned char stamp_boot[REMUS_BOOT_ID];
+    uint32_t reshape; /* not 0: the journal is empty and its files are being
+                         made anew; so many may be there */
 };
 
 /* A write or sync of a disk failed in a copy: what the page cache holds need

@@ -88,9 +88,16 @@ static int open_segment_file(struct remus_journal *j, unsigned int i,
                           file == -EMFILE ? ": allow more (ulimit -n), or "
                                             "choose larger segments"
                                           : "");
-    j->files[i] = file;
     uint64_t size;
     int err = j->io->size(j->io, file, &size);
+    if (!err && size > j->segment_bytes && fresh == REMUS_JOURNAL_REMAKE) {
+        j->io->close(j->io, file);
+        err = j->io->unlink(j->io, path);
+        return err ? remus_fail(err, "journal: remove %s: %s", path,
+                                remus_errno_text(err))
+                   : open_segment_file(j, i, fresh, filled);
+    }
+    j->files[i] = file;
     if (!err && size > j->segment_bytes)
         return remus_fail(-EINVAL,
                           "journal: %s has %llu bytes, the configured "
@@ -148,17 +155,8 @@ static int sync_parent(remus_io *io, const char *dir)
     return io->sync_dir(io, parent);
 }
 
-int remus_journal_open(struct remus_journal *j, remus_io *io,
-                       pthread_mutex_t *owner, const char *dir,
-                       const struct remus_journal_name *name,
-                       uint64_t total_bytes, int fresh)
+int remus_journal_check_limits(uint64_t total_bytes, uint64_t segment_bytes)
 {
-    uint64_t segment_bytes = name->segment_bytes;
-    memset(j, 0, sizeof *j);
-    pthread_mutex_init(&j->sync_lock, NULL);
-    j->io = io;
-    j->owner = owner;
-    j->name = *name;
     if (segment_bytes < REMUS_SEGMENT_MIN || segment_bytes % REMUS_PAGE ||
         segment_bytes > UINT32_MAX)
         return remus_fail(-EINVAL,
@@ -173,6 +171,24 @@ int remus_journal_open(struct remus_journal *j, remus_io *io,
                           (unsigned long long)total_bytes,
                           (unsigned long long)count,
                           (unsigned long long)segment_bytes);
+    return 0;
+}
+
+int remus_journal_open(struct remus_journal *j, remus_io *io,
+                       pthread_mutex_t *owner, const char *dir,
+                       const struct remus_journal_name *name,
+                       uint64_t total_bytes, int fresh)
+{
+    uint64_t segment_bytes = name->segment_bytes;
+    memset(j, 0, sizeof *j);
+    pthread_mutex_init(&j->sync_lock, NULL);
+    j->io = io;
+    j->owner = owner;
+    j->name = *name;
+    int err = remus_journal_check_limits(total_bytes, segment_bytes);
+    if (err)
+        return err;
+    uint64_t count = total_bytes / segment_bytes;
     j->segment_bytes = segment_bytes;
     j->segments = (unsigned int)count;
     j->max_payload = remus_journal_max_payload(segment_bytes);
@@ -186,7 +202,7 @@ int remus_journal_open(struct remus_journal *j, remus_io *io,
         j->files[i] = -1;
     if (!j->dir || !j->files || !j->salts || !j->stage)
         return remus_fail(-ENOMEM, "journal %s: out of memory", dir);
-    int err = open_segment_files(j, fresh);
+    err = open_segment_files(j, fresh);
     if (err)
         return err;
     err = io->sync_dir(io, dir);

@@ -125,12 +125,16 @@ int remus_journal_claim(remus_io *io, const char *state_dir, const char *dir,
 
 /*
  * Open the segment files; `fresh`: make those that are not there (zero-filled
- * and synced; blocks for that).  0 or -errno with a text.  No lock needed.
+ * and synced; blocks for that); REMUS_JOURNAL_REMAKE: also in place of larger
+ * ones, of a journal that is empty.  0 or -errno with a text.  No lock needed.
  */
+#define REMUS_JOURNAL_REMAKE 2
 int remus_journal_open(struct remus_journal *j, remus_io *io,
                        pthread_mutex_t *owner, const char *dir,
                        const struct remus_journal_name *name,
                        uint64_t total_bytes, int fresh);
+/* 0; -EINVAL, with a text: a journal can't have this size. */
+int remus_journal_check_limits(uint64_t total_bytes, uint64_t segment_bytes);
 void remus_journal_close(struct remus_journal *j);
 /* Free memory only: as a dying process would.  No I/O. */
 void remus_journal_abandon(struct remus_journal *j);

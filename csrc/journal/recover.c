@@ -139,8 +139,8 @@ static int check_start(const struct reading *rd,
         return 0;
     return remus_fail(-EBADMSG,
                       "journal %s is damaged: segment.%04llu was begun behind "
-                      "byte %llu of segment.%04llu, which can be read up to "
-                      "byte %llu only; " DAMAGED,
+                      "byte %llu of segment.%04llu, which can be read only up "
+                      "to byte %llu; " DAMAGED,
                       rd->j->dir, (ull)(next->seq % rd->j->segments),
                       (ull)next->prev_end, (ull)(rd->at.seq % rd->j->segments),
                       (ull)rd->end);

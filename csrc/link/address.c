@@ -86,7 +86,7 @@ int remus_address_parse(const char *text, int tls, int tls_off,
         return err;
     if (!tls && !tls_off)
         return remus_fail(-EPERM,
-                          "address %s: TCP needs proof of who is there: set "
+                          "address %s: TCP needs authentication: set "
                           "tls = \"psk\" and a psk_file, or say tls = "
                           "\"off\"",
                           text);

@@ -166,8 +166,8 @@ int remus_disk_open(remus_io *io, const struct remus_volume *v, uint64_t *size)
                          (unsigned long long)v->size);
     else if (*size == 0 || *size % 512)
         err = remus_fail(-EINVAL,
-                         "volume %s: %s has %llu bytes: the size of a disk is "
-                         "a multiple of 512, and not 0",
+                         "volume %s: %s has %llu bytes: the size of a disk "
+                         "must be a multiple of 512 and not 0",
                          v->name, v->path, (unsigned long long)*size);
     if (err) {
         io->close(io, file);

@@ -131,7 +131,8 @@ static int advance(struct remus_pending *l, struct guest *g, int *cause)
         if (n < 0 && errno == EAGAIN)
             return 0;
         if (n <= 0)
-            return remus_fail(-ECONNRESET, "closed without a word");
+            return remus_fail(
+                -ECONNRESET, "closed the connection without sending anything");
         if (g->step == STEP_PROVEN || !l->config.keys)
             return 1;
         g->step = STEP_HANDSHAKE;
@@ -174,10 +175,10 @@ static void expire(struct remus_pending *l, uint64_t now)
            now - l->guest[0].since_ns >= REMUS_PENDING_MS * 1000000ull) {
         int silent = l->guest[0].step == STEP_SILENT;
         drop(l, 0, REMUS_REFUSED_SILENT,
-             silent ? "connected and said nothing"
+             silent ? "connected and sent nothing"
              : l->guest[0].step == STEP_PROVEN
-                 ? "shook hands and said nothing"
-                 : "began a handshake and did not go on");
+                 ? "completed the handshake and sent nothing"
+                 : "began a handshake and did not complete it");
     }
 }
 

@@ -106,11 +106,9 @@ static int new_export(remus_primary *p, remus_backup *b, int auto_promote,
     int again = !err && e->kept.head->mounted;
     /* Whatever asks a mount that nobody serves waits for us. */
     e->mountpoint = again ? strdup(mountpoint) : realpath(mountpoint, NULL);
-    if (err == -EINVAL)
-        err = remus_fail(-EINVAL, "the memory that the previous process kept "
-                                  "is of another version, or of other "
-                                  "volumes");
-    else if (err || !e->mountpoint)
+    if (!err && !e->mountpoint)
+        err = -ENOMEM;
+    if (err && err != -EINVAL) /* that has its text */
         err = remus_fail(-ENOMEM, "out of memory");
     else if (!again)
         err = take_nodes(e, nodes);
@@ -245,6 +243,14 @@ int remus_keep_open(unsigned int volumes, int *memory, int *device)
     close(*memory);
     *memory = -1;
     return remus_fail(err, "open /dev/fuse: %s", remus_errno_text(err));
+}
+
+int remus_keep_check(unsigned int volumes, int memory)
+{
+    if (!volumes || volumes > REMUS_VOLUMES_MAX)
+        return remus_fail(-EINVAL, "keep_check: %u volumes: expected 1 to %u",
+                          volumes, REMUS_VOLUMES_MAX);
+    return remus_kept_check(memory, volumes, REMUS_FUSE_BACKGROUND * volumes);
 }
 
 /* Of `side`, a primary or a backup: can it be, with such descriptors? */

@@ -9,8 +9,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/error.h"
 #include "base/fork.h"
 #include "node/fuse_int.h"
+
+typedef unsigned long long ull;
 
 #define MAGIC 0x31307470656b6d72ull /* "rmkept01" */
 #define PAGE 4096u
@@ -88,16 +91,36 @@ int remus_kept_create(uint32_t volumes, uint32_t background)
     return err ? err : fd;
 }
 
+int remus_kept_check(int fd, uint32_t volumes, uint32_t background)
+{
+    const char *const kept = "the memory that the previous process kept";
+    struct remus_kept_head ours = lay_out(volumes, background), h = {0};
+    struct stat st;
+    if (fstat(fd, &st) || pread(fd, &h, sizeof h, 0) != (ssize_t)sizeof h)
+        return remus_fail(-EINVAL, "%s can't be read", kept);
+    if (h.magic != ours.magic)
+        return remus_fail(-EINVAL,
+                          "%s has the layout %016llx, and this version has "
+                          "%016llx",
+                          kept, (ull)h.magic, (ull)ours.magic);
+    if (h.volumes != volumes)
+        return remus_fail(-EINVAL, "%s is of %u volumes, and there are %u",
+                          kept, h.volumes, volumes);
+    if (memcmp(&h, &ours, offsetof(struct remus_kept_head, mounted)) != 0 ||
+        (uint64_t)st.st_size != h.size)
+        return remus_fail(-EINVAL,
+                          "%s has %u slots, %u bytes for an open file and "
+                          "%llu in all, and this version has %u, %u and %llu",
+                          kept, h.slot_count, h.file_size, (ull)st.st_size,
+                          ours.slot_count, ours.file_size, (ull)ours.size);
+    return 0;
+}
+
 int remus_kept_map(struct remus_kept *k, int fd, uint32_t volumes,
                    uint32_t background)
 {
-    struct remus_kept_head ours = lay_out(volumes, background), h;
-    struct stat st;
-    if (pread(fd, &h, sizeof h, 0) != (ssize_t)sizeof h || fstat(fd, &st) ||
-        memcmp(&h, &ours, offsetof(struct remus_kept_head, mounted)) != 0 ||
-        (uint64_t)st.st_size != h.size)
-        return -EINVAL;
-    return map(k, fd, h.size, NULL);
+    int err = remus_kept_check(fd, volumes, background);
+    return err ? err : map(k, fd, lay_out(volumes, background).size, NULL);
 }
 
 const struct fuse_in_header *remus_kept_request(const struct remus_kept *k,

@@ -76,9 +76,11 @@ int remus_kept_make(struct remus_kept *k, uint32_t volumes,
                     uint32_t background);
 /* A file of memory for it: a descriptor, or -errno. */
 int remus_kept_create(uint32_t volumes, uint32_t background);
+/* Can such a file be mapped here?  0; -EINVAL with a text: it is not one for
+ * so many volumes, or of another layout. */
+int remus_kept_check(int fd, uint32_t volumes, uint32_t background);
 /*
- * Map such a file, which is this struct's from here on.  0; -EINVAL it is
- * not one for so many volumes, or of another layout; -ENOMEM.
+ * Map it; it is this struct's from here on.  0; -EINVAL as above; -ENOMEM.
  */
 int remus_kept_map(struct remus_kept *k, int fd, uint32_t volumes,
                    uint32_t background);

@@ -232,7 +232,7 @@ void remus_primary_set_apart(remus_primary *p, enum remus_plan plan,
     case REMUS_PLAN_SPLIT:
         remus_fail(-EROFS,
                    "both sides went on from one checkpoint (the other one is "
-                   "generation %s...): decide which one to lose, stop its "
+                   "generation %s...): decide which side to discard, stop its "
                    "guest, and start it as the backup with --discard-local",
                    id);
         decided(p, REMUS_EVENT_SPLIT);

@@ -233,8 +233,8 @@ static void after_sync_error(remus_primary *p, struct remus_pvolume *v,
     (void)p->io->drop_cache(p->io, v->file); /* a hint */
     char text[REMUS_REASON_MAX];
     snprintf(text, sizeof text,
-             "volume %s: sync of %s: %s: what it holds is not certain any "
-             "more: check that disk; the backup keeps its last checkpoint "
+             "volume %s: sync of %s: %s: its contents are uncertain: check "
+             "that disk; the backup keeps its last checkpoint "
              "until both sides have been compared",
              v->name, v->path, remus_errno_text(err));
     remus_primary_lock(p);

@@ -273,6 +273,31 @@ int remus_dirty_next(struct remus_dirty *d, uint64_t max, unsigned int *volume,
     return 1;
 }
 
+static int has_bit(const struct remus_dirty *d, uint64_t bit)
+{
+    return bit / 64 < d->f.words && (d->todo[bit / 64] >> (bit % 64) & 1);
+}
+
+int remus_dirty_look_on(const struct remus_dirty *d, uint64_t *at,
+                        uint64_t max, unsigned int *volume, uint64_t *offset,
+                        uint64_t *len)
+{
+    uint64_t bits = d->f.words * 64;
+    while (*at < bits && !has_bit(d, *at))
+        *at = d->todo[*at / 64] >> (*at % 64) ? *at + 1 : (*at / 64 + 1) * 64;
+    if (*at >= bits)
+        return 0;
+    unsigned int v = *volume = volume_of(d, *at);
+    uint64_t block = *at - d->f.first[v];
+    uint64_t blocks = (d->f.size[v] + REMUS_BLOCK - 1) / REMUS_BLOCK;
+    *offset = block * REMUS_BLOCK;
+    *len = 0;
+    for (; block < blocks && *len + REMUS_BLOCK <= max && has_bit(d, *at);
+         ++*at)
+        *len += block_bytes(d, v, block++);
+    return 1;
+}
+
 uint64_t remus_dirty_bytes(const struct remus_dirty *d)
 {
     uint64_t blocks = 0;

@@ -113,6 +113,10 @@ uint64_t remus_dirty_collect(struct remus_dirty *d, uint64_t has,
  * block).  1, or 0: no more.  One thread. */
 int remus_dirty_next(struct remus_dirty *d, uint64_t max, unsigned int *volume,
                      uint64_t *offset, uint64_t *len);
+/* The same without taking it: from bit *at on, which goes on. */
+int remus_dirty_look_on(const struct remus_dirty *d, uint64_t *at,
+                        uint64_t max, unsigned int *volume, uint64_t *offset,
+                        uint64_t *len);
 /* Bytes marked, in whole blocks.  No lock; approximate while it changes. */
 uint64_t remus_dirty_bytes(const struct remus_dirty *d);
 /* Is this block marked in any set?  (owner held; tests) */

@@ -329,9 +329,12 @@ void *remus_primary_engine_main(void *arg)
         enum remus_plan plan = REMUS_PLAN_COPY;
         struct remus_hello_reply reply;
         uint32_t next = pause;
-        if (connect_backup(p, &plan, &reply))
+        if (connect_backup(p, &plan, &reply)) {
             note_refusal(p, plan);
-        else if (run_session(p, plan, &reply))
+            if (plan == REMUS_PLAN_WAIT &&
+                remus_primary_measure(p, reply.capacity))
+                next = RETURN_MS;
+        } else if (run_session(p, plan, &reply))
             next = pause = RETURN_MS;
         if (remus_primary_sleep(p, next)) {
             remus_primary_engine_runs(p, 0);

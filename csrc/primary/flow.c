@@ -152,8 +152,9 @@ size_t remus_primary_flow_piece(remus_primary *p, size_t piece)
 
 void remus_primary_flow_text(const remus_primary *p, uint64_t now)
 {
-    remus_fail(-EAGAIN,
-               "%.150s; that was %u times in a row: tried again in %llu s",
-               p->lost_reason, p->flow.failures,
-               (ull)((p->flow.until_ns - now) / 1000000000u + 1));
+    remus_fail(
+        -EAGAIN,
+        "%.150s; this happened %u times in a row: the next try is in %llu s",
+        p->lost_reason, p->flow.failures,
+        (ull)((p->flow.until_ns - now) / 1000000000u + 1));
 }

@@ -186,6 +186,8 @@ void remus_primary_do_local(remus_primary *p, struct remus_request *q);
  */
 int remus_primary_queue_range(remus_primary *p, struct remus_request *q,
                               int first);
+/* len: not 0. */
+int remus_all_zero(const unsigned char *data, size_t len);
 /* It is queued, or marked where it stays marked until it was. */
 void remus_primary_range_release(remus_primary *p, struct remus_request *q);
 
@@ -320,6 +322,13 @@ void remus_primary_ioctl_take(remus_primary *p);
 
 /* ---- plan.c ----------------------------------------------------------- */
 
+/* Look at what the last plan found missing, if it did not fit and that was
+ * not done lately: does it fit?  By the engine, with no connection. */
+int remus_primary_measure(remus_primary *p, uint64_t capacity);
+/* How much of [at, end), from `at` on, is a hole, in whole blocks or up to its
+ * end; if nothing, the data ends at *next at the latest. */
+uint64_t remus_primary_hole(const remus_primary *p, unsigned int volume,
+                            uint64_t at, uint64_t end, uint64_t *next);
 /* What to do with this backup; WAIT leaves the reason as the last error.
  * `compared`: the map was just made by a comparison. */
 enum remus_plan remus_primary_plan(remus_primary *p,

@@ -156,12 +156,49 @@ static int queue_hashes(remus_primary *p, struct remus_request *q, int first)
 static void publish(remus_primary *p, const struct remus_request *q,
                     struct remus_slot *slot, struct remus_record *r)
 {
-    if (q->kind == REMUS_REQ_ZERO)
+    if (r->type == REMUS_REC_ZERO)
         remus_sendq_publish(&p->queue, slot, r, NULL);
     else if (q->vector)
         remus_sendq_publish_vector(&p->queue, slot, r, q->vector, q->queued);
     else
         remus_sendq_publish(&p->queue, slot, r, q->data + q->queued);
+}
+
+int remus_all_zero(const unsigned char *data, size_t len)
+{
+    return !data[0] && !memcmp(data, data + 1, len - 1);
+}
+
+/* Of what was read for a catch-up: how much from q->queued on, in blocks, is
+ * all zeroes, or all not. */
+static uint64_t run_of(const struct remus_request *q, uint64_t left, int *zero)
+{
+    *zero = q->kind == REMUS_REQ_ZERO;
+    if (q->kind != REMUS_REQ_COPY)
+        return left;
+    uint64_t run = 0;
+    while (run < left) {
+        uint64_t n = left - run < REMUS_BLOCK ? left - run : REMUS_BLOCK;
+        int z = remus_all_zero(q->data + q->queued + run, (size_t)n);
+        if (run && z != *zero)
+            break;
+        *zero = z;
+        run += n;
+    }
+    return run;
+}
+
+/* A record of so many bytes is queued (lock held). */
+static void count(remus_primary *p, const struct remus_request *q, uint64_t n,
+                  int zero)
+{
+    p->stats.records++;
+    if (q->copy)
+        p->stats.resync_done += n;
+    else if (zero)
+        p->stats.bytes_zeroed += n;
+    else
+        p->stats.bytes_written += n;
 }
 
 int remus_primary_queue_range(remus_primary *p, struct remus_request *q,
@@ -171,8 +208,9 @@ int remus_primary_queue_range(remus_primary *p, struct remus_request *q,
     if (q->kind == REMUS_REQ_HASH)
         return queue_hashes(p, q, first);
     while (q->queued < total) {
-        int zero = q->kind == REMUS_REQ_ZERO;
+        int zero;
         uint64_t left = total - q->queued;
+        uint64_t run = run_of(q, left, &zero);
         struct remus_record r = {.type =
                                      zero ? REMUS_REC_ZERO : REMUS_REC_WRITE,
                                  .volume = (uint16_t)q->volume,
@@ -193,9 +231,15 @@ int remus_primary_queue_range(remus_primary *p, struct remus_request *q,
                 return 1;
             }
         }
+        /* Straight to a disk many small holes are no gain. */
+        if (!remus_counting(p) && q->kind == REMUS_REQ_COPY) {
+            r.type = REMUS_REC_WRITE;
+            zero = 0;
+            run = left;
+        }
         uint32_t max =
             remus_counting(p) ? p->c.max_payload : REMUS_REC_PAYLOAD_MAX;
-        uint64_t n = zero || left < max ? left : max;
+        uint64_t n = zero || run < max ? run : max;
         if (zero)
             r.range = n;
         else
@@ -219,14 +263,8 @@ int remus_primary_queue_range(remus_primary *p, struct remus_request *q,
             p->c.bytes += n;
             p->c.spent += cost;
         }
-        p->stats.records++;
         mark_again(p, q, q->queued, n);
-        if (q->copy)
-            p->stats.resync_done += n;
-        else if (zero)
-            p->stats.bytes_zeroed += n;
-        else
-            p->stats.bytes_written += n;
+        count(p, q, n, zero);
         remus_primary_unlock(p);
         publish(p, q, slot, &r);
         q->queued += n;
@@ -297,7 +335,7 @@ void remus_primary_do_local(remus_primary *p, struct remus_request *q)
         if (q->result)
             q->queued = len;
         /* A hole or free space: no need to carry zeroes. */
-        else if (q->data[0] == 0 && !memcmp(q->data, q->data + 1, len - 1))
+        else if (remus_all_zero(q->data, len))
             q->kind = REMUS_REQ_ZERO;
         return;
     case REMUS_REQ_HASH:

@@ -304,6 +304,21 @@ static int start_threads(remus_primary *p)
     return 0;
 }
 
+/* A guest that has the disks open does not lose them for statistics. */
+static int make_epochs(remus_primary *p, const struct remus_primary_config *c)
+{
+    int err = remus_epochs_create(c->epochs_file, c->resource, &p->epochs);
+    if (!err || !c->continues)
+        return err;
+    char text[REMUS_REASON_MAX];
+    snprintf(text, sizeof text, "no statistics for others: %.200s",
+             remus_last_error());
+    remus_primary_lock(p);
+    remus_primary_say(p, text);
+    remus_primary_unlock(p);
+    return remus_epochs_create(NULL, c->resource, &p->epochs);
+}
+
 int remus_primary_open_io(const struct remus_primary_config *config,
                           remus_io *io, remus_primary **out)
 {
@@ -340,8 +355,7 @@ int remus_primary_open_io(const struct remus_primary_config *config,
         remus_primary_asking_begins(p);
     /* Who has the state directory is the one writer of a file in it. */
     if (!err)
-        err = remus_epochs_create(config->epochs_file, config->resource,
-                                  &p->epochs);
+        err = make_epochs(p, config);
     if (!err)
         err = start_threads(p);
     if (err) {

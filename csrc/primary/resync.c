@@ -110,27 +110,22 @@ static int copy_piece(remus_primary *p, unsigned int volume, uint64_t at,
     return err;
 }
 
-/* All of a volume; holes travel as zeroes, and the backup makes holes. */
-static int copy_volume(remus_primary *p, unsigned int volume,
-                       unsigned char *buf, uint64_t since)
+/* [at, end) of a volume; holes travel as zeroes, and the backup makes
+ * holes. */
+static int copy_span(remus_primary *p, unsigned int volume, uint64_t at,
+                     uint64_t end, unsigned char *buf, uint64_t since)
 {
-    const struct remus_pvolume *v = &p->volumes[volume];
     int err = 0;
-    for (uint64_t at = 0; !err && at < v->size;) {
-        uint64_t start, end;
-        int more = p->io->next_data(p->io, v->file, at, &start, &end);
-        if (more < 0)
-            return remus_fail(more, "volume %s: look for holes of %s: %s",
-                              v->name, v->path, remus_errno_text(more));
-        uint64_t hole = (more ? start : v->size) - at;
-        if (hole > HOLE_BYTES)
-            hole = HOLE_BYTES;
-        uint64_t n = v->size - at < COPY_BYTES ? v->size - at : COPY_BYTES;
-        err = hole ? remus_primary_copy_hole(p, volume, at, hole) : -EAGAIN;
-        if (!err)
-            n = hole;
-        else if (err == -EAGAIN) /* data, or by now it is */
+    while (!err && at < end) {
+        uint64_t next;
+        uint64_t n = remus_primary_hole(p, volume, at, end, &next);
+        if (n > HOLE_BYTES)
+            n = HOLE_BYTES;
+        err = n ? remus_primary_copy_hole(p, volume, at, n) : -EAGAIN;
+        if (err == -EAGAIN) { /* data, or by now it is */
+            n = next - at < COPY_BYTES ? next - at : COPY_BYTES;
             err = copy_piece(p, volume, at, at + n, buf);
+        }
         if (!err)
             err = still_connected(p);
         if (!err)
@@ -144,7 +139,7 @@ static int copy_all(remus_primary *p, unsigned char *buf, uint64_t since)
 {
     int err = 0;
     for (unsigned int i = 0; !err && i < p->volume_count; i++)
-        err = copy_volume(p, i, buf, since);
+        err = copy_span(p, i, 0, p->volumes[i].size, buf, since);
     return err;
 }
 
@@ -332,16 +327,8 @@ static int copy_changed(remus_primary *p, unsigned char *buf, uint64_t since)
     uint64_t offset, len;
     int err = 0;
     while (!err &&
-           remus_dirty_next(&p->dirty, remus_primary_flow_piece(p, COPY_BYTES),
-                            &volume, &offset, &len)) {
-        err = remus_primary_copy_range(p, volume, offset, (size_t)len, buf);
-        if (!err)
-            err = remus_primary_flow_prove(p);
-        if (!err)
-            err = still_connected(p);
-        if (!err)
-            err = keep_rate(p, since);
-    }
+           remus_dirty_next(&p->dirty, HOLE_BYTES, &volume, &offset, &len))
+        err = copy_span(p, volume, offset, offset + len, buf, since);
     return err;
 }
 

@@ -229,6 +229,15 @@ struct remus_connection {
     int proven;             /* enough has arrived */
 };
 
+/* What a catch-up that seems not to fit costs in the journal. */
+struct remus_measure {
+    int due;        /* it should be measured */
+    uint64_t asked; /* bytes that were missing then */
+    uint64_t bytes; /* ... when it was measured, last at ns; 0: never */
+    uint64_t ns;
+    uint64_t cost; /* 0: not known, or too much */
+};
+
 /* What an outage has cost so far; over with the first ack.  Guard: lock. */
 struct remus_flow {
     unsigned int failures; /* connections on which nothing moved, in a row */
@@ -330,15 +339,16 @@ struct remus_primary {
     uint64_t outage_floor; /* of epochs up to here it is not known any more:
                               they are lost */
     /* Sessions of a toolstack. */
-    enum remus_session session; /* session.c: who takes checkpoints */
-    unsigned int node_users;    /* open files that joined a barrier */
-    uint64_t ended_ns;          /* the last one did */
-    uint64_t idle_ns;           /* last checkpoint of the engine, or when
+    enum remus_session session;    /* session.c: who takes checkpoints */
+    unsigned int node_users;       /* open files that joined a barrier */
+    uint64_t ended_ns;             /* the last one did */
+    uint64_t idle_ns;              /* last checkpoint of the engine, or when
                                      it began to take them */
-    struct remus_flow flow;     /* flow.c */
-    uint64_t wont_fit;          /* capacity that a catch-up passed; 0 */
-    uint64_t wont_fit_ns;       /* when */
-    uint64_t queue_limit;       /* bytes: measured rate x max_pause */
+    struct remus_flow flow;        /* flow.c */
+    struct remus_measure measured; /* plan.c */
+    uint64_t wont_fit;             /* capacity that a catch-up passed; 0 */
+    uint64_t wont_fit_ns;          /* when */
+    uint64_t queue_limit;          /* bytes: measured rate x max_pause */
     struct remus_request *parked, **parked_tail; /* waiting for room */
     unsigned int parked_room;                    /* how many */
     struct remus_request *free_requests;

@@ -80,8 +80,8 @@ static void check_silence(remus_primary *p, uint64_t now)
     else if (late_ms > patience)
         remus_primary_link_lost(
             p,
-            "backup stalled: it answers pings, but epoch %llu got no ack for "
-            "%llu ms (limit %llu): check its journal's disk",
+            "backup stalled: it answers pings, but epoch %llu has had no ack "
+            "for %llu ms (limit %llu): check its journal's disk",
             (ull)waiting, (ull)late_ms, (ull)patience);
     else if (credit && hopeless)
         remus_primary_link_lost(

@@ -180,13 +180,13 @@ REMUS_API int remus_export_open(remus_primary *p, const char *mountpoint,
  * own they count as open for writing, and the backup is not connected to.
  * Nobody else may have had the disks meanwhile.
  *
- * remus_keep_open() makes the descriptors, `memory` and `device`, for the
- * mount of so many volumes; hand them on before anything is mounted.  They
- * stay the caller's, also on an error.  Close both, wherever they are, before
+ * remus_keep_open() makes the descriptors, `memory` and `device`, for the mount
+ * of so many volumes; hand them on before anything is mounted.  They stay the
+ * caller's, also on an error.  Close both, wherever they are, before
  * remus_export_close(); otherwise whoever has a file open waits for ever.
  * remus_export_open_kept() blocks until the writes that were under way are on
- * the local disk.  Errors: as remus_export_open(); -EPERM not root; -EINVAL
- * the memory is of
+ * the local disk.
+ * Errors: as remus_export_open(); -EPERM not root; -EINVAL the memory is of
  * another version or of other volumes; -ENOTCONN it was unmounted meanwhile.
  */
 REMUS_API int remus_keep_open(unsigned int volumes, int *memory, int *device);
@@ -194,6 +194,10 @@ REMUS_API int remus_export_open_kept(remus_primary *p, const char *mountpoint,
                                      const struct remus_node *nodes,
                                      int memory, int device,
                                      remus_export **out);
+/* Could that go on with this `memory`, for so many `volumes`?  A version whose
+ * layout is another one can not: ask before the process that has it ends.
+ * Never blocks.  Errors: -EINVAL no; the text says what differs. */
+REMUS_API int remus_keep_check(unsigned int volumes, int memory);
 
 /*
  * The same on the backup's host, before the promote.  The nodes have their
@@ -213,7 +217,8 @@ REMUS_API int remus_standby_open(remus_backup *b, const char *mountpoint,
  * on with it opens the side that this host is by then: a primary can go on
  * with a standby's mount, and a standby with a primary's.  Without a primary,
  * writes to a file that the primary's process left open fail with EROFS.
- * Blocks for the mount.  Errors: as remus_export_open_kept().
+ * Blocks for the mount.
+ * Errors: as remus_export_open_kept().
  */
 REMUS_API int remus_standby_open_kept(remus_backup *b, const char *mountpoint,
                                       const struct remus_node *nodes,
@@ -326,8 +331,8 @@ struct remus_device_result {
  * name; -ENOMEM. */
 REMUS_API int remus_group_open(const char *name, remus_group **out);
 
-/* Add a device, before the start; it must outlive the group.  Returns its index.
- * Errors: -EBADFD started; -ENOSPC REMUS_GROUP_MAX; -EINVAL name; -ENOMEM. */
+/* Add a device, before the start; it must outlive the group.  Returns its
+ * index.  Errors: -EBADFD started; -ENOSPC REMUS_GROUP_MAX; -EINVAL name; -ENOMEM. */
 REMUS_API int remus_group_add_drbd(remus_group *g, const char *name,
                                    remus_drbd *dev);
 REMUS_API int remus_group_add_primary(remus_group *g, const char *name,

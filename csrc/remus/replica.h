@@ -299,9 +299,9 @@ REMUS_API int remus_primary_event_fd(remus_primary *p);
 REMUS_API int remus_primary_events(remus_primary *p);
 
 /*
- * For a host program's log: each change of state or link, and each new reason
- * ; none twice in a row.  There is no callback: nothing that the program does
- * with its log can delay a disk, and one that reads late loses the oldest
+ * For a host program's log: each change of state or link, and each new
+ * reason; none twice in a row.  There is no callback: nothing that the program
+ * does with its log can delay a disk, and one that reads late loses the oldest
  * entries.
  *
  * The entries from number `after` on, oldest first: 0 at first, then the last
@@ -483,7 +483,7 @@ REMUS_API int remus_backup_log(remus_backup *b, uint64_t after,
 /* Why a connection was refused. */
 enum remus_refused {
     REMUS_REFUSED_SILENT, /* did not prove itself or say hello in time */
-    REMUS_REFUSED_CLOSED, /* went away by itself before that */
+    REMUS_REFUSED_CLOSED, /* closed the connection before that */
     REMUS_REFUSED_TLS,    /* no TLS 1.3 with a key, or a damaged or replayed
                              handshake */
     REMUS_REFUSED_KEY,    /* wrong key, or unknown identity */
@@ -556,7 +556,7 @@ enum remus_former_news {
 REMUS_API int remus_former_open(const struct remus_former_config *config,
                                 remus_former **out);
 /* Returns enum remus_former_news, and a text of less than `cap` bytes about it.
- * Never blocks.  Errors: -EINVAL no room for a text. */
+ * Never blocks.  Errors: -EINVAL no room for the text. */
 REMUS_API int remus_former_news(remus_former *f, char *text, size_t cap);
 /* Stop listening, free the handle; blocks for its threads.  NULL is allowed. */
 REMUS_API void remus_former_close(remus_former *f);

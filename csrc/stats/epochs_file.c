@@ -292,7 +292,7 @@ static int attach_fd(remus_epochs *e, const char *path)
     if (fstat(e->fd, &st))
         return remus_fail(-errno, "%s: %s", path, remus_errno_text(errno));
     if (!S_ISREG(st.st_mode))
-        return remus_fail(-EBADMSG, "%s is no regular file", path);
+        return remus_fail(-EBADMSG, "%s is not a regular file", path);
     /* What lies beyond the end of the file can't be touched. */
     if (st.st_size != (off_t)REMUS_EPOCHS_BYTES)
         return remus_fail(-EBADMSG,

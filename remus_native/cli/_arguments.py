@@ -199,13 +199,13 @@ def _add_many(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help=f"every *.toml of {RESOURCES_DIR}, in the place of FILE",
+        help=f"every *.toml of {RESOURCES_DIR}, instead of FILE",
     )
     parser.add_argument(
         "--directory",
         metavar="DIR",
         default=RESOURCES_DIR,
-        help=f"with --all: in the place of {RESOURCES_DIR}",
+        help=f"with --all: instead of {RESOURCES_DIR}",
     )
 
 
@@ -287,7 +287,7 @@ def _add_up(commands: Any) -> None:
         "--discard-local",
         action="store_true",
         help="in a split brain: be the backup, and discard what this side wrote by "
-        "itself; counts once",
+        "itself; used once",
     )
     parser.add_argument(
         "--no-keeper",
@@ -388,7 +388,7 @@ def _add_status(commands: Any) -> None:
     parser = _add(
         commands,
         "status",
-        "say what each side does",
+        "print the state of each side",
         "Ask the processes of this host. A backup that does not run is read from\n"
         "its state directory; the exit code is 4 in any case.",
         "remus-native status --json guest0.toml",
@@ -407,7 +407,7 @@ def _add_status(commands: Any) -> None:
         nargs="?",
         const=1.0,
         metavar="TIME",
-        help="again each TIME (default: 1s), until Ctrl-C; give FILE first",
+        help="print it every TIME (default: 1s), until Ctrl-C; give FILE first",
     )
 
 
@@ -415,7 +415,7 @@ def _add_events(commands: Any) -> None:
     parser = _add(
         commands,
         "events",
-        "tell each change of state as it comes",
+        "print each change of state as it happens",
         "First what is, then each change of state, connection or reason of the\n"
         "sides on this host, until Ctrl-C. Goes on when a process ends and comes\n"
         "back.",
@@ -425,7 +425,9 @@ def _add_events(commands: Any) -> None:
     parser.add_argument(
         "--side", choices=("primary", "backup"), help="follow this side only"
     )
-    parser.add_argument("--now", action="store_true", help="what is, and no more")
+    parser.add_argument(
+        "--now", action="store_true", help="print the present state and end"
+    )
     parser.add_argument("--count", type=count, metavar="N", help="end after N")
 
 
@@ -440,7 +442,7 @@ def _add_metrics(commands: Any) -> None:
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--textfile", metavar="PATH", help="replace this file, whole or not at all"
+        "--textfile", metavar="PATH", help="replace this file atomically"
     )
     where.add_argument(
         "--listen",
@@ -452,7 +454,7 @@ def _add_metrics(commands: Any) -> None:
         "--every",
         type=duration,
         metavar="TIME",
-        help="again each TIME, until Ctrl-C (without --listen)",
+        help="repeat every TIME, until Ctrl-C (without --listen)",
     )
 
 
@@ -460,7 +462,7 @@ def _add_doctor(commands: Any) -> None:
     parser = _add(
         commands,
         "doctor",
-        "say what would not work on this host, or not well",
+        "check what would not work, or not work well, on this host",
         "Look at key, ports, clock, sizes, free space, the journal's sync, fence\n"
         "command, hardening, kernel and mount point, before the first start or when\n"
         "something is wrong. Changes nothing. Warnings leave the exit code 0; an\n"
@@ -471,7 +473,7 @@ def _add_doctor(commands: Any) -> None:
     parser.add_argument(
         "--side",
         choices=("primary", "backup"),
-        help="look at this side only (default: what this host has)",
+        help="check this side only (default: what this host has)",
     )
     parser.add_argument(
         "--only",

@@ -221,7 +221,7 @@ class FenceWatch:
             if self._primary.status().link_changed_ns != before.link_changed_ns:
                 words = (
                     f"{name}: the fence command succeeded, but the backup was there "
-                    "again meanwhile: it counts for nothing"
+                    "again meanwhile: that success does not count"
                 )
                 self._news.append((words, logging.INFO))
                 return

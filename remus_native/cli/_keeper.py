@@ -15,7 +15,9 @@ Server and keeper talk over a socket of packets, by name:
   serves  ...               : it serves the mount
   restart ...               : start one that goes on in place of this one
   ready   a server that was started ahead has all it needs to begin
+  refuses ...               : it can't go on with what is kept; and why
   go      keeper to that server, with two descriptors: the one before is gone
+  failed  keeper to the server that goes on: nobody takes its place; and why
 
 Either finds out by the socket's end that the other died.  A server then
 starts another keeper, whose child it is.
@@ -41,18 +43,18 @@ from ..shared.log import as_standard_error, say
 from ..shared.mounts import detach
 from ._process import signal_names, stop_signals
 
-__all__ = ["ENVIRONMENT", "WAITS", "keep", "keeper_command"]
+__all__ = ["ENVIRONMENT", "PACKET", "WAITS", "keep", "keeper_command", "words"]
 
 #: Tells a server which descriptors it got: "SOCKET[,MEMORY,DEVICE]".
 ENVIRONMENT = "REMUS_NATIVE_KEEPER"
-#: ... and that it is to wait for "go".
+#: ... and that it is to wait for "go"; of the two it has only the memory.
 WAITS = "REMUS_NATIVE_KEEPER_WAITS"
 
 TRIES = 5  # servers in a row that died before they served anything
 CRASHES = 20  # ... that served for less than YOUNG_S
 YOUNG_S = 1.0
 START_S = 60.0  # a server that is started ahead may take so long
-PACKET = 256
+PACKET = 1024
 _ADOPT = (
     "import sys; from remus_native.cli._keeper import adopt; "
     "sys.exit(adopt(sys.argv[1:]))"
@@ -81,6 +83,14 @@ def keep(
     lib.remus_harden_process()
     with as_standard_error(log), stop_signals(on_hangup="tell") as signals:
         return _Keeper(command, mount, signals, once).run()
+
+
+def words(sock: socket.socket) -> tuple[str, str, str]:
+    """The next packet as its name, a space, and what it says; empty at the end."""
+    try:
+        return sock.recv(PACKET).decode("utf-8", "replace").partition(" ")
+    except OSError:
+        return "", "", ""
 
 
 class _Server:
@@ -133,7 +143,7 @@ class _Keeper:
     def _start(self, *, ahead: bool = False) -> _Server:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            given = [theirs.fileno(), *(() if ahead else self._held)]
+            given = [theirs.fileno(), *(self._held[:1] if ahead else self._held)]
             environment = {
                 **os.environ,
                 ENVIRONMENT: ",".join(map(str, given)),
@@ -214,7 +224,7 @@ class _Keeper:
             if self._stopping:
                 return self._give_up("it was to stop, and died", code or 1)
             if not self._may_start(server):
-                return self._give_up("its servers die again and again", 1)
+                return self._give_up("its servers keep dying", 1)
             self._end_next()
             server = self._start()  # first: the guest waits
             say(
@@ -244,7 +254,7 @@ class _Keeper:
                     if not self._hear(server):
                         heard = []
                 return
-            if ahead and self._is_ready(ahead, ready):
+            if ahead and self._is_ready(server, ahead, ready):
                 return
 
     def _pass_on(self, server: _Server, numbers: bytes) -> None:
@@ -259,24 +269,32 @@ class _Keeper:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(server.pidfd, passed)
 
-    def _is_ready(self, ahead: _Server, ready: Sequence[Any]) -> bool:
-        if self._stopping or ahead.pidfd in ready:
-            self._end_next()
-        elif ahead.socket in ready:
-            if ahead.socket.recv(PACKET) == b"ready":
+    def _is_ready(self, server: _Server, ahead: _Server, ready: Sequence[Any]) -> bool:
+        why = ""
+        if ahead.socket in ready:
+            word, _, why = words(ahead.socket)
+            if word == "ready" and not self._stopping:
                 return True
-            self._end_next()
+            why = why or "it ended, and says why in the log"
+        elif ahead.pidfd in ready:
+            why = "it ended, and says why in the log"
+        elif self._stopping:
+            why = "this one is to stop"
         elif time.monotonic() - ahead.started > START_S:
-            self._end_next()
+            why = f"it was not ready after {START_S:.0f} s"
+        if why:
+            self._end_next(why)
+            with contextlib.suppress(OSError):
+                server.socket.send(f"failed {why}".encode()[:PACKET])
         return False
 
-    def _end_next(self) -> None:
+    def _end_next(self, why: str = "the one before it died") -> None:
         if self._next is not None:
             self._next.kill()
             self._next.gone()
             self._next = None
             say(
-                f"{self._mount}: the server that was to go on did not start",
+                f"{self._mount}: the server that was to go on did not start: {why}",
                 logging.ERROR,
             )
 
@@ -293,7 +311,7 @@ class _Keeper:
 
     def _give_up(self, why: str, code: int) -> int:
         say(
-            f"{self._mount}: {why}: it is unmounted, and who waits gets an error",
+            f"{self._mount}: {why}: it is unmounted, and waiting requests get an error",
             logging.ERROR,
         )
         self._end_next()

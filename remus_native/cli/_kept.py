@@ -11,16 +11,20 @@ import socket
 import subprocess
 from collections.abc import Sequence
 
-from ..errors import StateError
-from ..replica._nodes import keep_open
+from ..errors import RemusError, StateError
+from ..replica._nodes import check_kept, keep_open
 from ..resource_file import LogSettings
 from ..shared.log import say
 from ..shared.mounts import detach
-from ._keeper import ENVIRONMENT, PACKET, WAITS, keeper_command
+from ._keeper import ENVIRONMENT, PACKET, WAITS, keeper_command, words
 
 __all__ = ["Kept"]
 
 ANSWER_S = 10.0  # a keeper does nothing else
+TO_DO = (
+    "Install the version before again; or have the other host take over (swap), "
+    "and stop and start this one then; or stop the guest for that"
+)
 
 
 class Kept:
@@ -43,6 +47,8 @@ class Kept:
         self._socket: socket.socket | None = socket.socket(fileno=first)
         self._waits = bool(os.environ.pop(WAITS, ""))
         self._keeper: subprocess.Popen[bytes] | None = None
+        #: Why the one that was to take this one's place did not.
+        self.failed = ""
         self.descriptors: tuple[int, ...] = tuple(rest)
         for fd in (first, *rest):
             os.set_inheritable(fd, False)
@@ -63,10 +69,20 @@ class Kept:
         """Has a process before left a mount to go on with?"""
         return bool(self.descriptors)
 
-    def wait(self) -> None:
-        """If it was started ahead: until the process before is gone."""
+    def wait(self, volumes: int) -> None:
+        """If it was started ahead: until the process before is gone, if this
+        version can go on with what that one keeps for so many volumes."""
         if not self._waits or self._socket is None:
             return
+        for memory in self.descriptors:
+            try:
+                check_kept(volumes, memory)
+            except RemusError as error:
+                why = f"{error}: the disks are served as before. {TO_DO}"
+                self._socket.send(f"refuses {why}".encode()[:PACKET])
+                raise StateError(f"{self._mount}: {why}") from error
+            os.close(memory)
+        self.descriptors = ()
         self._socket.send(b"ready")
         data, descriptors, _, _ = socket.recv_fds(self._socket, PACKET, 2)
         if data != b"go" or len(descriptors) != 2:
@@ -79,8 +95,7 @@ class Kept:
         self._socket.settimeout(ANSWER_S)
         try:
             socket.send_fds(self._socket, [b"hold"], descriptors)
-            if self._socket.recv(PACKET) != b"done":
-                raise OSError("it ended")
+            self._is_done()
         except OSError as error:
             raise StateError(f"{self._mount}: the keeper: {error}") from error
         self.descriptors = descriptors
@@ -99,7 +114,7 @@ class Kept:
             with contextlib.suppress(OSError):
                 self._socket.settimeout(ANSWER_S)
                 self._socket.send(b"drop")
-                self._socket.recv(PACKET)
+                self._is_done()
         for fd in self.descriptors:
             os.close(fd)
         self.descriptors = ()
@@ -116,6 +131,7 @@ class Kept:
         """Ask for a process that goes on in place of this one."""
         if self._socket is None or not self.descriptors:
             raise StateError(f"{self._mount}: no keeper is there to restart it")
+        self.failed = ""
         self._socket.send(b"restart")
 
     def look(self) -> None:
@@ -137,11 +153,23 @@ class Kept:
         say(f"{self._mount}: the keeper died: another one is started", logging.WARNING)
         self.hold((self.descriptors[0], self.descriptors[1]))
 
+    def _is_done(self) -> None:
+        assert self._socket is not None
+        while (word := self._hear()) != "done":
+            if not word:
+                raise OSError("it ended")
+
+    def _hear(self) -> str:
+        """What the keeper says; "" once it has ended."""
+        assert self._socket is not None
+        word, _, why = words(self._socket)
+        if word == "failed":
+            self.failed = why
+        return word
+
     def _ended(self) -> bool:
         assert self._socket is not None
-        if not select.select([self._socket], [], [], 0)[0]:
-            return False
-        try:
-            return not self._socket.recv(PACKET, socket.MSG_PEEK)
-        except OSError:
-            return True
+        while select.select([self._socket], [], [], 0)[0]:
+            if not self._hear():
+                return True
+        return False

@@ -103,7 +103,7 @@ def promote_and_tell(
     if swap and not given:
         raise _nobody_to_swap_with(resource)
     if not given and not fenced and not backup.status().promoted_epoch:
-        facts = {"side": "backup", "why": "the primary did not give its word"}
+        facts = {"side": "backup", "why": "the primary did not step down"}
         if named:
             facts["checkpoint"] = str(checkpoint if tag is None else tag)
         run_fence(resource, "promote", facts, stop=stop)

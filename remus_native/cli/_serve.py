@@ -250,6 +250,7 @@ class _Backup:
             self._resource.backup.state,
             quick={
                 "status": self.watch.status,
+                "serving": _serving(self._kept),
                 "log": lambda **after: log_object(backup.log(**after)),
                 "checkpoints": lambda: [
                     checkpoint_object(cp) for cp in backup.checkpoints()
@@ -489,6 +490,7 @@ def _control_primary(
         resource.primary.state,
         quick={
             "status": watch.status,
+            "serving": _serving(kept),
             "log": lambda **after: log_object(primary.log(**after)),
             "resume": resume,
             "session_end": primary.session_end,
@@ -523,9 +525,14 @@ def _restart_by(
                 "started by `remus-native up` as root, or has no nodes"
             )
         kept.restart()
-        return {}
+        return {"process": os.getpid()}
 
     return restart
+
+
+def _serving(kept: Kept | None) -> Callable[[], dict[str, Any]]:
+    """Which process it is, and why no other one has taken its place."""
+    return lambda: {"process": os.getpid(), "failed": kept.failed if kept else ""}
 
 
 def _of_the_other_role(role: str, names: Sequence[str]) -> dict[str, Any]:

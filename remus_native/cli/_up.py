@@ -9,6 +9,7 @@ is *now* stands in its state directory: a promote, a swap, a fence decide it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 from .. import control
 from ..control import NotRunning
-from ..errors import CheckpointTimeout, ConfigError, RemusError
+from ..errors import CheckpointTimeout, ConfigError, RemusError, StateError
 from ..replica import role_of
 from ..resource_file import ResourceFile, Side, load
 from ..shared.log import say
@@ -45,6 +46,7 @@ __all__ = [
 SIDES: tuple[Side, Side] = ("primary", "backup")
 DOWN_S = 90.0  # as a service manager would wait
 CALL_S = 60.0
+RESTART_S = 90.0  # more than a keeper gives the next server
 LOOK_S = 1.0
 
 
@@ -181,7 +183,7 @@ def command(here: Here, arguments: argparse.Namespace) -> list[str]:
 def _serve(here: Here, arguments: argparse.Namespace, kept: Kept | None) -> int:
     def first() -> Next:
         if kept is not None:
-            kept.wait()  # what the process before was decides
+            kept.wait(len(here.resource.volumes))  # what the process before was decides
         # Whoever is to discard what it has is the backup, whatever it was.
         role = "backup" if arguments.discard_local else here.role()
         if role != here.section:
@@ -253,8 +255,25 @@ def reload(arguments: argparse.Namespace) -> int:
 def restart(arguments: argparse.Namespace) -> int:
     """Have the keeper start another process in place of the one that serves."""
     here = this_host(arguments)
+    name = here.resource.name
     try:
-        control.call(here.state, "restart", timeout_s=CALL_S)
+        before = control.call(here.state, "restart", timeout_s=CALL_S)["process"]
     except NotRunning as error:
-        raise NotRunning(f"{here.resource.name}: {error}") from error
-    return 0
+        raise NotRunning(f"{name}: {error}") from error
+
+    def wait() -> int:
+        end = time.monotonic() + RESTART_S
+        while time.monotonic() < end:
+            with contextlib.suppress(NotRunning):  # the one before has ended
+                now = control.call(here.state, "serving", timeout_s=CALL_S)
+                if now["process"] != before:
+                    return 0
+                if now["failed"]:
+                    raise StateError(f"{name}: it was not restarted: {now['failed']}")
+            time.sleep(0.02)
+        raise CheckpointTimeout(
+            f"{name}: no other process serves it after {RESTART_S:.0f} s: its log says "
+            "why"
+        )
+
+    return with_progress(wait, lambda: f"restarting {name}")

@@ -214,7 +214,7 @@ def prove_database(path: str, seed: int, at_least: int) -> int:
             if number != count:
                 raise ProofFailed(f"row {count} is missing (the next is {number})")
             if data != payload(seed, number) or check != checksum(number, data):
-                raise ProofFailed(f"row {number} has other contents than written")
+                raise ProofFailed(f"row {number} has other contents than were written")
     except sqlite3.Error as error:
         raise ProofFailed(f"SQLite: {error}") from error
     finally:

@@ -79,6 +79,6 @@ def examine(
                 yield subject.says(
                     check.__name__,
                     WARNING,
-                    f"could not be looked at: {type(error).__name__}: {error}",
-                    "look at it by hand",
+                    f"could not be checked: {type(error).__name__}: {error}",
+                    "check it by hand",
                 )

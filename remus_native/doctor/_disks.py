@@ -182,7 +182,7 @@ def journal(subject: Subject) -> Iterator[Finding]:
             "journal",
             ERROR,
             f"{folder}: a test file could not be written: {error.strerror}",
-            "run it as the journal's owner; look at the disk",
+            "run it as the journal's owner; check the disk",
         )
         return
     middle, longest = statistics.median(times), max(times)
@@ -280,7 +280,7 @@ def _unsafe_parents(subject: Subject, path: str) -> Iterator[Finding]:
             yield subject.says(
                 "mount",
                 WARNING,
-                f"{parent}: others than root may put something else in its place",
+                f"{parent}: users other than root can replace it",
                 f"chown root {parent}; chmod go-w {parent}",
             )
             return

@@ -38,16 +38,16 @@ def clock(subject: Subject) -> Iterator[Finding]:
         return
     synchronised = _synchronised()
     if synchronised is None:
-        yield says(WARNING, f"{now}; not known whether it is set by NTP", "look at it")
+        yield says(WARNING, f"{now}; not known whether it is set by NTP", "check it")
     elif not synchronised:
         yield says(
             WARNING,
-            f"{now}; nothing keeps it right",
+            f"{now}; nothing keeps it synchronised",
             "run chrony or systemd-timesyncd on both hosts: a clock that is set back "
             "over a restart makes each checkpoint count as old",
         )
     else:
-        yield says(OK, f"{now}; kept right by NTP")
+        yield says(OK, f"{now}; synchronised by NTP")
 
 
 def _synchronised() -> bool | None:
@@ -92,7 +92,7 @@ def fence(subject: Subject) -> Iterator[Finding]:
     if found.st_uid not in (0, os.geteuid()) or stat.S_IMODE(found.st_mode) & 0o022:
         yield says(
             WARNING,
-            f"{command}: others than root may change it",
+            f"{command}: users other than root can change it",
             f"chown root {command}; chmod 755 {command}",
         )
         return

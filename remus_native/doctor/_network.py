@@ -125,9 +125,7 @@ def _bindable(subject: Subject, address: str) -> Finding:
     if why.errno == errno.EADDRINUSE:
         fix = "end what listens there (ss -ltnp), or choose another port"
     elif why.errno == errno.EADDRNOTAVAIL:
-        fix = (
-            'it is no address of this host: mend it, or say listen = "tcp:0.0.0.0:..."'
-        )
+        fix = 'not of this host: correct it, or set listen = "tcp:0.0.0.0:..."'
     else:
         fix = "repair what it reports"
     return subject.says("listen", ERROR, f"{address}: {why.strerror}", fix)
@@ -230,5 +228,5 @@ def _reached(
         "connect",
         ERROR if needed else WARNING,
         f"{address}: not reachable: {why}",
-        "look at the address, the route and both firewalls",
+        "check the address, the route and both firewalls",
     )

@@ -81,6 +81,13 @@ def keep_open(volumes: int) -> tuple[int, int]:
     return memory[0], device[0]
 
 
+def check_kept(volumes: int, memory: int) -> None:
+    """Can this version go on with that memory?  `ConfigError` says what differs."""
+    rc = lib.remus_keep_check(volumes, memory)
+    if rc < 0:
+        raise_for(rc, invalid=ConfigError)
+
+
 class Export(Handle):
     """A primary's volumes as files under ``mountpoint`` (FUSE).
 

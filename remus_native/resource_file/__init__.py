@@ -344,7 +344,7 @@ def _contents(name: str) -> bytes:
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     with open(os.open(name, flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         data = file.read(FILE_MAX + 1)
     if len(data) > FILE_MAX:
         raise ValueError(f"it has more than {FILE_MAX >> 10} KiB")
@@ -494,7 +494,10 @@ def _read_volumes(values: Mapping[str, Any], problems: Problems) -> list[VolumeE
     entries = values.get("volume", [])
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         problems.add(
-            "volume", "tables [[volume]]", entries, "write [[volume]], twice bracketed"
+            "volume",
+            "tables [[volume]]",
+            entries,
+            "write [[volume]], with double brackets",
         )
         return []
     if not 1 <= len(entries) <= VOLUMES_MAX:

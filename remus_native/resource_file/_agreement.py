@@ -91,7 +91,7 @@ def check_proof(
         problems.add(
             key,
             'tls = "psk" beside a tcp: address',
-            f"{show(address)} without proof of who is there",
+            f"{show(address)} without authentication",
             'add tls = "psk" and a psk_file; or tls = "off", if whoever can '
             "connect there may replace the disks",
         )

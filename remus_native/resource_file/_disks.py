@@ -317,7 +317,7 @@ def _create_image(path: str, size: int, problems: Problems) -> bool:
             "--create",
             f"to create {path} with {size} bytes",
             why,
-            "say a smaller size, or put the image on a file system that takes it",
+            "give a smaller size, or put the image on a file system that allows it",
         )
         return False
     finally:

@@ -220,7 +220,7 @@ class Table:
             home = {"": "the top of the file", "volume": "[[volume]]"}
             homes = [k for k, keys in KNOWN.items() if anywhere[0] in keys]
             places = " or ".join(home.get(k, f"[{k}]") for k in homes)
-            fix = f"{anywhere[0]} belongs into {places}"
+            fix = f"{anywhere[0]} belongs in {places}"
         else:
             fix = "remove it"
         known = ", ".join(KNOWN[kind])

@@ -17,7 +17,7 @@ __all__ = ["status_text"]
 def status_text(side: Side, status: dict[str, Any]) -> str:
     head = f"{status['resource']} {side}: {status['state']}"
     if not status["running"]:
-        head += " (not running; as its state directory has it)"
+        head += " (not running; read from its state directory)"
     rows = [
         ("reason", status["reason"]),
         ("connected", _connected_text(status)),
@@ -101,7 +101,7 @@ def _lag_text(side: Side, lag: dict[str, Any]) -> str:
 
 def _age_text(side: Side, status: dict[str, Any]) -> str:
     if status["age_s"] is None:
-        return "none that this process saw" if status["running"] else "not known"
+        return "none seen by this process" if status["running"] else "not known"
     return f"was the newest state {seconds_text(status['age_s'])} ago"
 
 

@@ -171,7 +171,7 @@ def fifo(tmp_path: Path) -> Path:
 
 def test_a_fifo_is_not_waited_for(fifo, capsys):
     assert main(["status", str(fifo)]) == 2
-    assert "it is no regular file" in capsys.readouterr().err
+    assert "it is not a regular file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_promote_without_a_process(
     primary.close()
     assert main(["status", str(host.file)]) == 4
     shown = capsys.readouterr().out
-    assert "Standby (not running; as its state directory has it)" in shown
+    assert "Standby (not running; read from its state directory)" in shown
     assert main(["promote", str(host.file)]) == 0
     shown = capsys.readouterr().out
     assert f"promoted to checkpoint {number} (tag 7) in" in shown

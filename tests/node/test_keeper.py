@@ -218,7 +218,7 @@ def test_without_a_server_that_starts_the_guest_sees_an_error(host: Host) -> Non
         os.pread(fd, BLOCK, 0)
     _, said = kept.keeper.communicate(timeout=DEADLINE_S)
     assert kept.keeper.returncode == 1
-    assert "who waits gets an error" in said
+    assert "waiting requests get an error" in said
     assert not os.path.ismount(kept.mount)
 
 

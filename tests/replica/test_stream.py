@@ -175,7 +175,7 @@ def test_a_wrong_hello_is_refused(backup, peer, payload, match):
 
 
 def test_who_says_nothing_is_dropped(backup, peer):
-    assert "said nothing" in peer.error()
+    assert "sent nothing" in peer.error()
 
 
 def test_a_hello_in_drips_ends_in_time(backup, peer):
@@ -192,7 +192,7 @@ def test_a_hello_in_drips_ends_in_time(backup, peer):
             time.sleep(0.05)
     assert sent < len(hello)
     assert time.monotonic() - start < 3
-    assert "did not end it in time" in peer.error()
+    assert "did not complete it in time" in peer.error()
 
 
 def test_an_epoch_beyond_all_numbers_is_refused(backup, peer):

@@ -41,6 +41,7 @@ LOCKS = {
     "sync_lock": ("journal", "remus_journal", "sync_lock"),
     "backup_lock": ("backup", "remus_backup", "lock"),
     "net_send_lock": ("backup", "remus_backup_net", "send_lock"),
+    "shown_lock": ("backup", "remus_backup", "shown_lock"),
     "former_lock": ("backup", "remus_former", "lock"),
     "refusals_lock": ("link", "remus_refusals", "lock"),
     "drbd_lock": ("group", "remus_drbd", "lock"),
@@ -63,6 +64,7 @@ WORDS = {
     "backup": {
         "lock": "backup_lock", "apply_lock": "apply_lock", "view_lock": "view_lock",
         "sync_lock": "sync_lock", "send_lock": "net_send_lock",
+        "shown_lock": "shown_lock",
     },
     "journal": {"owner": "backup_lock", "sync_lock": "sync_lock"},
     "group": {"lock": "group_lock"},
@@ -99,6 +101,7 @@ TAKEN = [
     (r"&dev->lock", "drbd_lock"),
     (r"&\w+->apply_lock", "apply_lock"),
     (r"&\w+->view_lock", "view_lock"),
+    (r"&\w+->shown_lock", "shown_lock"),
     (r"&(?:b->journal\.|j->)sync_lock", "sync_lock"),
     (r"&(?:net->)?b->lock|j->owner", "backup_lock"),
     (r"&net->lock", "net_lock"),
@@ -302,6 +305,8 @@ def wrapper(function: Function) -> str | None:
     calls = list(CALL.finditer(function.body))
     if len(calls) != 1 or not re.search(r"_(un)?lock$", function.name):
         return None
+    if calls[0][2] == "try":
+        return f"try_acquire_capability(0, {_lock_of(calls[0])})"
     verb = "release" if calls[0][2] == "un" else "acquire"
     return f"{verb}_capability({_lock_of(calls[0])})"
 
@@ -446,6 +451,7 @@ EXEMPT: dict[str, set[str]] = {
         "remus_backup_open_io", "was_primary",
     },
     "csrc/backup/net.c": {"new_net", "remus_backup_serve"},
+    "csrc/backup/state.c": {"remus_backup_try_lock"},  # in a loop
     "csrc/backup/former.c": {"remus_former_open_io"},
     "csrc/group/group.c": {"remus_group_open"},
     "csrc/journal/journal.c": {

@@ -266,7 +266,7 @@ def test_no_durations(value: object) -> None:
             "1 to 128 bytes",
         ),
         ({"top": "akc = 'durable'"}, "akc", "did you mean ack?"),
-        ({"top": "queue = '1MiB'"}, "queue", "queue belongs into [limits]"),
+        ({"top": "queue = '1MiB'"}, "queue", "queue belongs in [limits]"),
         ({"top": "state = '/x'"}, "state", "[primary] or [backup]"),
         ({"top": "colour = 3"}, "colour", "fix: remove it"),
         ({"primary": "mount = 'mnt'"}, "primary.mount", "an absolute path"),
@@ -330,7 +330,7 @@ def test_a_bad_or_missing_value(old: str, new: str, key: str, words: str) -> Non
 def test_another_host_needs_tls_or_the_word_off() -> None:
     source = text().replace("unix:/run/remus/guest0.sock", "tcp:192.0.2.7:7790")
     line = problem(source)
-    assert "without proof of who is there" in line and "a psk_file" in line
+    assert "without authentication" in line and "a psk_file" in line
     off = parse(source.replace("address", 'tls = "off"\naddress', 1))
     assert (off.tls, off.psk_file) == ("off", None)
     psk = 'tls = "psk"\npsk_file = "/etc/remus/k"\npsk_identity = "alice"\naddress'

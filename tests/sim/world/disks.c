@@ -10,6 +10,7 @@
 
 static remus_sim *disks[WORLD_HOSTS];
 static uint64_t slow[WORLD_HOSTS];
+static int drips[WORLD_HOSTS];
 static uint64_t frozen_until[WORLD_HOSTS];
 static int in_state[WORLD_HOSTS][HANDLES]; /* is this open file one of it? */
 
@@ -29,7 +30,7 @@ static void enter(remus_io *io, const char *what, int state)
     int host = host_of(io);
     if (state && frozen_until[host] > world_now())
         world_wait(what, NULL, NULL, frozen_until[host]);
-    if (slow[host] && world_chance(8))
+    if (slow[host] && world_chance(drips[host] ? 2 : 8))
         world_wait(what, NULL, NULL,
                    world_now() + 1 + world_below(slow[host]));
     else
@@ -94,7 +95,7 @@ static ssize_t world_pwrite(remus_io *io, int file, const void *buf,
 {
     enter(io, "pwrite", OF_FILE);
     /* A large one is not one step: others may see the half of it. */
-    if (len > 512 && world_chance(4))
+    if (len > 512 && world_chance(drips[host_of(io)] ? 2 : 4))
         len = 512 * (1 + world_below(len / 512));
     ssize_t n = remus_sim_table.pwrite(io, file, buf, len, offset);
     world_release();
@@ -151,6 +152,13 @@ remus_sim *world_disks_new(int host)
 void world_disks_slow(int host, uint64_t ns)
 {
     slow[host] = ns;
+    drips[host] = 0;
+}
+
+void world_disks_drip(int host, uint64_t ns)
+{
+    slow[host] = ns;
+    drips[host] = 1;
 }
 
 void world_disks_freeze(int host, uint64_t ns)

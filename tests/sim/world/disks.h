@@ -10,6 +10,8 @@ remus_sim *world_disks_new(int host);
 
 /* How a host's file operations go from now on: at most so slow (0: at once). */
 void world_disks_slow(int host, uint64_t ns);
+/* ... and many of them are done in parts. */
+void world_disks_drip(int host, uint64_t ns);
 /* The file system of its state directory stands still for so long. */
 void world_disks_freeze(int host, uint64_t ns);
 

@@ -9,6 +9,7 @@
 #include "checks.h"
 #include "devices.h"
 #include "oracle.h"
+#include "reach.h"
 #include "sched.h"
 #include "shared.h"
 #include "sides.h"
@@ -50,8 +51,9 @@ static void look_again(struct side *s)
     oracle_found_all();
 }
 
-static int write_once(struct side *s, unsigned char *data)
+static int write_once(struct reach *r, unsigned char *data)
 {
+    struct side *s = r->s;
     unsigned int v = (unsigned int)world_below(program.volumes);
     uint64_t len = some_length(), size = program.sizes[v];
     uint64_t offset = world_below(size - len + 1);
@@ -68,11 +70,9 @@ static int write_once(struct side *s, unsigned char *data)
     if (counted)
         oracle_write(v, offset, zero ? NULL : data, len);
     if (zero)
-        err = world_chance(2)
-                  ? remus_primary_discard(s->primary, v, offset, len)
-                  : remus_primary_write_zeroes(s->primary, v, offset, len);
+        err = reach_zero(r, v, offset, len, world_chance(2));
     else
-        err = remus_primary_pwrite(s->primary, v, data, len, offset);
+        err = reach_write(r, v, data, len, offset);
     s->answered++;
     if (!counted || !counts(s))
         return err;
@@ -92,8 +92,9 @@ static uint64_t beat(void)
 }
 
 /* One write of some sectors, beside those of other threads. */
-static int write_shared(struct side *s, unsigned char *data)
+static int write_shared(struct reach *r, unsigned char *data)
 {
+    struct side *s = r->s;
     /* About the same place for all of them, for as long as one beat. */
     uint64_t place = world_now() / beat() * 7 % (SHARED_SECTORS - 8);
     unsigned int first = (unsigned int)(place + world_below(3));
@@ -106,7 +107,7 @@ static int write_shared(struct side *s, unsigned char *data)
         memcpy(data + i, &stamp, 4);
     if (counted)
         write = shared_write(first, count, data);
-    int err = remus_primary_pwrite(s->primary, 0, data, len, offset);
+    int err = reach_write(r, 0, data, len, offset);
     if (!counted || !counts(s))
         return err;
     shared_answered(first, count, write);
@@ -149,15 +150,25 @@ void guest_resume(struct side *s, uint64_t n, int stood_still)
     s->suspended = 0;
 }
 
+/* A thread of the guest itself does. */
+static void rider_ends(struct side *s)
+{
+    if (program.node)
+        s->riders--;
+    else
+        s->guests--;
+}
+
 static void *sharer_main(void *arg)
 {
     struct side *s = arg;
     unsigned char data[SHARED_BYTES];
-    int writer = remus_primary_writer_opens(s->primary) == 0;
+    struct reach r;
+    int writer = reach_open(s, &r) == 0;
     while (writer && !s->stop) {
         world_wait("the guest's suspension", goes_on, s, WORLD_NEVER);
         s->writing++;
-        int err = write_shared(s, data);
+        int err = write_shared(&r, data);
         s->writing--;
         if (err == -EROFS)
             break;
@@ -165,8 +176,8 @@ static void *sharer_main(void *arg)
             pause_for(beat() - world_now() % beat());
     }
     if (writer)
-        remus_primary_writer_closes(s->primary);
-    s->guests--;
+        reach_close(&r);
+    rider_ends(s);
     return NULL;
 }
 
@@ -174,17 +185,22 @@ static void *guest_main(void *arg)
 {
     struct side *s = arg;
     unsigned char data[16384];
-    int writer = remus_primary_writer_opens(s->primary) == 0;
+    struct reach r;
+    int writer = reach_open(s, &r) == 0;
     while (writer && !s->stop) {
-        int err = write_once(s, data);
+        int err = write_once(&r, data);
         if (err == -EROFS)
             break;
         if (err || !world_chance(3))
             pause_for(world_below(program.writer_pause_ms * (uint64_t)MS + 1));
+        if (program.node && world_chance(s->reopens ? 2 : 8)) {
+            reach_close(&r);
+            writer = reach_open(s, &r) == 0;
+        }
     }
     if (writer)
-        remus_primary_writer_closes(s->primary);
-    s->guests--;
+        reach_close(&r);
+    rider_ends(s);
     return NULL;
 }
 
@@ -491,12 +507,30 @@ static void spawn(int host, const char *name, void *(*what)(void *))
     world_spawn(host, name, what, &side[host]);
 }
 
+static void ride(int host, const char *name, void *(*what)(void *))
+{
+    if (!program.node) {
+        spawn(host, name, what);
+        return;
+    }
+    side[host].riders++;
+    world_spawn(world_guest_of(host), name, what, &side[host]);
+}
+
+static void start_riders(int host)
+{
+    ride(host, "guest", guest_main);
+    for (int i = 0; i < program.writers; i++)
+        ride(host, "sharer", sharer_main);
+    if (program.node)
+        ride(host, "reader", reader_main);
+}
+
 void guest_start(int host)
 {
     side[host].branch = host == primary_host ? the_branch : UINT32_MAX;
-    spawn(host, "guest", guest_main);
-    for (int i = 0; i < program.writers; i++)
-        spawn(host, "sharer", sharer_main);
+    if (!side[host].riders)
+        start_riders(host);
     if (program.toolstack != TOOLSTACK_NONE)
         spawn(host, "toolstack", toolstack_main);
     if (program.ask_alone)
@@ -514,7 +548,7 @@ void committer_start(int host)
 static int nobody(void *on)
 {
     const struct side *s = on;
-    return s->guests <= 0 || world_killed((int)(s - side));
+    return (s->guests <= 0 && s->riders <= 0) || world_killed((int)(s - side));
 }
 
 int guest_stop(int host)

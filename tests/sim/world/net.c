@@ -6,13 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device.h"
 #include "sched.h"
 
 #define FIRST (1 << 20)
 #define FDS 8192
 #define BACKLOG 64
 
-enum kind { NONE, EVENT, SOCKET, LISTENER };
+enum kind { NONE, EVENT, SOCKET, LISTENER, DEVICE };
 
 /* What is on its way to an end, in order. */
 struct piece {
@@ -37,7 +38,7 @@ struct fd {
     int host;
     uint64_t count; /* EVENT */
     struct end *end;
-    unsigned int port; /* LISTENER, or bound */
+    unsigned int port; /* LISTENER, or bound; DEVICE: its host */
     struct end *backlog[BACKLOG];
     uint64_t backlog_at[BACKLOG];
     unsigned int waiting;
@@ -157,6 +158,14 @@ int world_eventfd(void)
 {
     world_point("eventfd");
     return new_fd(EVENT);
+}
+
+int world_device(int host)
+{
+    int fd = new_fd(DEVICE);
+    of(fd)->host = world_guest_of(host);
+    of(fd)->port = (unsigned int)host;
+    return fd;
 }
 
 int world_socket(void)
@@ -310,6 +319,8 @@ ssize_t world_read(int fd, void *buf, size_t cap)
 {
     struct fd *f = of(fd);
     world_point("read");
+    if (f->kind == DEVICE)
+        return device_read((int)f->port, buf, cap);
     if (f->kind != EVENT)
         return world_recv(fd, buf, cap, 0);
     if (!f->count)
@@ -357,7 +368,8 @@ static void close_fd(struct fd *f, int silent)
 int world_close(int fd)
 {
     world_point("close");
-    close_fd(of(fd), 0);
+    if (of(fd)->kind != DEVICE) /* the keeper has it, too */
+        close_fd(of(fd), 0);
     return 0;
 }
 
@@ -391,6 +403,8 @@ static short events_of(const struct fd *f, short asked)
             got |= POLLOUT;
         got &= asked;
         return p && p->what == RST ? got | POLLHUP | POLLERR : got;
+    case DEVICE:
+        return 0;
     case NONE:
         break;
     }

@@ -22,6 +22,8 @@ void world_net_begin(int fast);
 int world_fd(int fd);
 
 int world_eventfd(void);
+/* The descriptor of device.h, which belongs to the guest's machine. */
+int world_device(int host);
 int world_socket(void);
 int world_bind(int fd, unsigned int port);
 int world_listen(int fd);

@@ -6,10 +6,12 @@
 #include <string.h>
 
 #include "checks.h"
+#include "device.h"
 #include "guest.h"
 #include "net.h"
 #include "oracle.h"
 #include "promote.h"
+#include "reach.h"
 #include "sched.h"
 #include "sides.h"
 
@@ -20,6 +22,10 @@ static int failing[2]; /* a file operation of that host fails or did */
 void fail_operation(int host, const struct step *s)
 {
     world_say("-- a file operation of host %d fails", host);
+    /* What a failed sync leaves in the page cache is clean, and a start asks
+     * for it to be dropped (journal/recover.c).  If that did nothing, it could
+     * name an end that no medium holds, and later be refused as damaged. */
+    remus_sim_drops_cache(side[host].sim, 1);
     remus_sim_fail_after(side[host].sim, s->a % 400, s->b % 3 ? EIO : ENOSPC);
     failing[host] = 1;
     lost_memory(host);
@@ -57,7 +63,10 @@ static void restart_primary(int host)
 {
     if (side_up(host))
         return;
-    check_look(host);
+    if (program.node && device_lives(host))
+        oracle_interrupted();
+    else
+        check_look(host);
     oracle_session_over();
     int err = start_primary(host);
     if (err == -EROFS && stepped_down()) {
@@ -156,6 +165,7 @@ int wait_protected(void)
         if (st.state == REMUS_STATE_PROTECTED) {
             failing[0] = failing[1] = 0;
             writes_go_on();
+            check_files(primary_host);
             return 0;
         }
         if (right_for_ever(&st))
@@ -193,6 +203,87 @@ void compare_sides(const struct step *s)
     if (!c.error && c.out.blocks_different)
         world_fail("contract 6: %llu blocks of both sides differ",
                    (unsigned long long)c.out.blocks_different);
+}
+
+static int some_taken(void *on)
+{
+    return device_taken((int)(intptr_t)on) > 0;
+}
+
+static int many_taken(void *on)
+{
+    return device_taken((int)(intptr_t)on) > (unsigned int)program.writers;
+}
+
+/* Requests are on their way for long, and so are those that follow. */
+static void lose_slow_server(int host)
+{
+    world_disks_drip(host, (1 + world_below(40)) * (uint64_t)MS);
+    side[host].watched = 1;
+    world_wait("requests", many_taken, (void *)(intptr_t)host,
+               world_now() + (uint64_t)S);
+    pause_for(world_below(8) * (uint64_t)MS);
+    end_server(host, 1 + world_below(100));
+}
+
+static int some_open(void *on)
+{
+    return device_writers((int)(intptr_t)on) < 0;
+}
+
+/* While a file is opened, or closed. */
+static void lose_opening_server(int host)
+{
+    side[host].reopens = 1;
+    world_wait("an open", some_open, (void *)(intptr_t)host,
+               world_now() + (uint64_t)S);
+    side[host].reopens = 0;
+    end_server(host, 1 + world_below(40));
+}
+
+static void lose_any_server(int host)
+{
+    if (!world_chance(4))
+        world_wait("a request", some_taken, (void *)(intptr_t)host,
+                   world_now() + (uint64_t)S);
+    end_server(host, 1 + world_below(world_chance(3) ? 3000 : 100));
+}
+
+/* Those that come after it die as well, in the middle of what they find. */
+static void lose_more(int host)
+{
+    for (uint64_t more = world_below(3); more; more--) {
+        side[host].soon = 1 + world_below(world_chance(2) ? 300 : 2000);
+        restart(host);
+        end_server(host, side[host].soon);
+    }
+    side[host].soon = 0;
+}
+
+static int may_lose_server(int host)
+{
+    return program.node && side_up(host) && device_lives(host);
+}
+
+void lose_server(const struct step *s)
+{
+    int host = primary_host;
+    for (uint64_t n = 1 + s->a % 4; n && may_lose_server(host); n--) {
+        world_say("-- the server of host %d's disks dies", host);
+        if (world_chance(2))
+            lose_slow_server(host);
+        else if (world_chance(2))
+            lose_opening_server(host);
+        else
+            lose_any_server(host);
+        lose_more(host);
+        restart(host);
+        if (side[host].watched)
+            pause_for(50 * (uint64_t)MS);
+        side[host].watched = 0;
+        world_disks_slow(host, 0);
+        check_files(host);
+    }
 }
 
 static void *resume(void *arg)

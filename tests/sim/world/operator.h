@@ -24,6 +24,8 @@ void promote_by_force(const struct step *s);
 void switch_roles(const struct step *s);
 void compare_sides(const struct step *s);
 void resume_waits(void);
+/* The disks' server dies, the next one goes on, or dies as well. */
+void lose_server(const struct step *s);
 /* The operator looks at the status. */
 void look_at_status(void);
 

@@ -11,6 +11,9 @@
 
 #define STATES 524288u
 #define KEPT 65536u
+#define WRITE_MAX 16384u
+#define CUT 64u /* interrupted writes that are remembered */
+#define NEVER UINT64_MAX
 
 /* A checkpoint of a toolstack. */
 struct taken {
@@ -21,6 +24,17 @@ struct taken {
     size_t tag_len;
 };
 
+/* A write, from the state that it leads to until that in which it was
+ * answered. */
+struct part {
+    uint64_t state, answered, offset;
+    size_t len;
+    unsigned int volume;
+    unsigned char old[WRITE_MAX], new[WRITE_MAX];
+};
+
+static struct part newest, cut[CUT]; /* a ring */
+static size_t cut_count;
 static unsigned int volumes;
 static uint64_t sizes[ORACLE_VOLUMES], shared; /* shared: of volume 0 */
 static unsigned char *now[ORACLE_VOLUMES], *found[ORACLE_VOLUMES];
@@ -105,17 +119,40 @@ void oracle_write(unsigned int v, uint64_t offset, const void *data,
                   size_t len)
 {
     uint64_t sum = sums[begun] - sum_in(v, now[v], offset, offset + len);
+    newest.offset = offset;
+    newest.len = len;
+    newest.volume = v;
+    newest.answered = NEVER;
+    memcpy(newest.old, now[v] + offset, len);
     if (data)
         memcpy(now[v] + offset, data, len);
     else
         memset(now[v] + offset, 0, len);
+    memcpy(newest.new, now[v] + offset, len);
     sum += sum_in(v, now[v], offset, offset + len);
     next_state(sum);
+    newest.state = begun;
+}
+
+/* The newest write is over. */
+static void write_ends(void)
+{
+    answered = begun;
+    newest.answered = begun;
+    for (size_t i = 0; i < CUT; i++)
+        if (cut[i].state == newest.state)
+            cut[i].answered = begun;
 }
 
 void oracle_answered(void)
 {
-    answered = begun;
+    write_ends();
+}
+
+void oracle_interrupted(void)
+{
+    if (newest.state && newest.answered == NEVER)
+        cut[cut_count++ % CUT] = newest;
 }
 
 void oracle_found(unsigned int v, const void *data)
@@ -126,7 +163,7 @@ void oracle_found(unsigned int v, const void *data)
 void oracle_found_all(void)
 {
     next_state(sum_of(now));
-    answered = begun;
+    write_ends();
 }
 
 uint64_t oracle_answered_state(void)
@@ -298,6 +335,52 @@ const char *oracle_check_last(unsigned char *const *disks)
                                         : "it is not what the guest has left";
 }
 
+/* Do these disks hold any part of it, and else what was there before? */
+static int holds_part(const struct part *p, unsigned char *const *disks,
+                      uint64_t sum)
+{
+    static unsigned char before[ORACLE_BYTES];
+    const unsigned char *disk = disks[p->volume];
+    uint64_t end = p->offset + p->len;
+    for (size_t i = 0; i < p->len; i++)
+        if (disk[p->offset + i] != p->old[i] &&
+            disk[p->offset + i] != p->new[i])
+            return 0;
+    memcpy(before, disk, sizes[p->volume]);
+    memcpy(before + p->offset, p->old, p->len);
+    return sum - sum_in(p->volume, disk, p->offset, end) +
+               sum_in(p->volume, before, p->offset, end) ==
+           sums[p->state - 1];
+}
+
+struct oracle_moment oracle_moment(void)
+{
+    return (struct oracle_moment){begun, answered};
+}
+
+const char *oracle_read(const struct oracle_moment *before, unsigned int v,
+                        uint64_t offset, const unsigned char *data, size_t len)
+{
+    int writes = newest.state && newest.answered == NEVER;
+    if (before->begun != begun || before->answered != answered)
+        return NULL;
+    for (size_t i = 0; i < len; i++) {
+        uint64_t at = offset + i;
+        if (data[i] == now[v][at])
+            continue;
+        if (!writes || v != newest.volume || at < newest.offset ||
+            at - newest.offset >= newest.len ||
+            data[i] != newest.old[at - newest.offset]) {
+            snprintf(why, sizeof why,
+                     "byte %llu is neither what was written last nor what is "
+                     "being written",
+                     (unsigned long long)at);
+            return why;
+        }
+    }
+    return NULL;
+}
+
 const char *oracle_check(uint64_t n, unsigned char *const *disks)
 {
     uint64_t sum = sum_of(disks), from = 0, to = begun;
@@ -320,6 +403,10 @@ const char *oracle_check(uint64_t n, unsigned char *const *disks)
         return torn;
     for (uint64_t s = from; s <= to; s++)
         if (sums[s] == sum)
+            return NULL;
+    for (size_t i = 0; i < CUT; i++)
+        if (cut[i].state && cut[i].state <= to && cut[i].answered > from &&
+            holds_part(&cut[i], disks, sum))
             return NULL;
     for (uint64_t s = 0; s <= begun; s++)
         if (sums[s] == sum) {

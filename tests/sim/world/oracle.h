@@ -32,6 +32,20 @@ void oracle_without(uint64_t bytes);
 /* Something happened that is no write of these disks: the state it leads to. */
 uint64_t oracle_tick(void);
 
+/* The disks' server was killed under its guest, which waits: what is being
+ * written may be there in part, until another server has answered. */
+void oracle_interrupted(void);
+
+/* A read that began at `before` has ended with these bytes: NULL, or why that
+ * can't be.  Of what is being written any part may be seen. */
+struct oracle_moment {
+    uint64_t begun, answered;
+};
+struct oracle_moment oracle_moment(void);
+const char *oracle_read(const struct oracle_moment *before,
+                        unsigned int volume, uint64_t offset,
+                        const unsigned char *data, size_t len);
+
 /* States that the guest may have reached: those answered, those begun. */
 uint64_t oracle_answered_state(void);
 uint64_t oracle_begun_state(void);

@@ -53,6 +53,22 @@ static void make_setting(struct program *p)
     p->waits_first = !chance(8);
 }
 
+/* A guest beside its disks' server: of what else kills that often does. */
+static void make_node(struct program *p)
+{
+    p->node =
+        chance(4) && p->volumes <= 3 &&
+        (p->toolstack == TOOLSTACK_API || p->toolstack == TOOLSTACK_NONE);
+    if (p->node && chance(2) && p->sizes[0] > 2 * SHARED_BYTES + 16384)
+        p->writers = 2 + (int)below(2);
+    for (unsigned int i = 0; p->node && i < p->steps; i++) {
+        enum step_kind *kind = &p->step[i].kind;
+        if (*kind == STEP_NOTHING || *kind == STEP_RESET ||
+            *kind == STEP_RESUME || *kind == STEP_KILL)
+            *kind = STEP_SERVER;
+    }
+}
+
 /* Drawn last: what is drawn before does not change with it. */
 static void make_reach(struct program *p)
 {
@@ -70,6 +86,7 @@ static void make_reach(struct program *p)
     if (p->toolstack == TOOLSTACK_API && chance(4))
         p->toolstack = TOOLSTACK_GROUP;
     p->former = chance(2);
+    make_node(p);
 }
 
 static void make_plain(struct program *p, unsigned int plain)
@@ -98,6 +115,8 @@ static void make_plain(struct program *p, unsigned int plain)
         p->toolstack = TOOLSTACK_API;
     if (plain & PLAIN_WRITERS)
         p->writers = 0;
+    if (plain & PLAIN_NODE)
+        p->node = 0;
 }
 
 /* ---- the steps --------------------------------------------------------------- */
@@ -171,7 +190,8 @@ const char *step_text(const struct step *s, char *buf, unsigned int cap)
         [STEP_FORCE] = "the backup is promoted by force",
         [STEP_SWAP] = "both sides switch roles",
         [STEP_VERIFY] = "both sides are compared",
-        [STEP_RESUME] = "who waits for the backup goes on"};
+        [STEP_RESUME] = "who waits for the backup goes on",
+        [STEP_SERVER] = "the disks' server dies under its guest"};
     char text[96];
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
@@ -191,7 +211,7 @@ void program_print(void)
     const struct program *p = &program;
     char text[200];
     printf("program: %u volumes, %u segments, ack %s, commit by %s, %s%s%s%s, "
-           "on loss %s%s%s%s%s%s%s\n",
+           "on loss %s%s%s%s%s%s%s%s\n",
            p->volumes, p->segments,
            p->ack == REMUS_ACK_MEMORY ? "memory" : "durable",
            p->commit_by == REMUS_COMMIT_BY_BACKUP ? "backup" : "primary",
@@ -203,7 +223,8 @@ void program_print(void)
            p->tags ? ", tags" : "", p->pins ? ", pins" : "",
            p->inconsistent ? ", allow_inconsistent" : "",
            p->writers ? ", several writers" : "",
-           p->former ? ", answers at old addresses" : "");
+           p->former ? ", answers at old addresses" : "",
+           p->node ? ", nodes" : "");
     for (unsigned int i = 0; i < p->steps; i++)
         if (p->step[i].kind != STEP_KINDS)
             printf("  step %u: %s\n", i,

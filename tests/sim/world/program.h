@@ -33,6 +33,7 @@ enum step_kind {
     STEP_SWAP,       /* the guest is stopped, both sides switch roles */
     STEP_VERIFY,     /* both sides are compared, and found equal */
     STEP_RESUME,     /* who waits for the backup goes on without it */
+    STEP_SERVER,     /* the disks' server dies, and the next one may */
     STEP_KINDS
 };
 
@@ -67,6 +68,7 @@ struct program {
     int inconsistent; /* allow_inconsistent */
     int former;       /* a promoted side answers at its old address */
     int writers;      /* so many beside the first, of shared.h's sectors */
+    int node;         /* the guest outlives its disks' server */
     unsigned int steps;
     struct step step[PROGRAM_STEPS];
 };
@@ -85,7 +87,8 @@ enum plain {
     PLAIN_COPY = 512,     /* no catch-up goes straight to the disks */
     PLAIN_WRITERS = 1024, /* one */
     PLAIN_DEVICES = 2048, /* no group */
-    PLAIN_ALL = 4096
+    PLAIN_NODE = 4096,    /* the guest is in the server's process */
+    PLAIN_ALL = 8192
 };
 
 struct reduction {

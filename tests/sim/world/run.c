@@ -76,6 +76,9 @@ static void carry_out(const struct step *s)
     case STEP_RESUME:
         resume_waits();
         break;
+    case STEP_SERVER:
+        lose_server(s);
+        break;
     case STEP_NOTHING:
     case STEP_KINDS:
         break;

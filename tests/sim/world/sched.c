@@ -31,7 +31,7 @@ struct thread {
     int (*ready)(void *); /* BLOCKED */
     void *on;
     uint64_t deadline;
-    int timed_out;
+    int timed_out, cancelled;
     uint64_t priority;
     const char *name, *where;
     void *(*main)(void *);
@@ -352,6 +352,16 @@ void world_join(int thread)
 void *world_result(int thread)
 {
     return threads[thread].result;
+}
+
+void world_cancel(int thread)
+{
+    threads[thread].cancelled = 1;
+}
+
+int world_cancelled(int thread)
+{
+    return threads[thread].cancelled;
 }
 
 int world_self(void)

@@ -21,8 +21,16 @@
 #include <stdint.h>
 
 #define WORLD_NEVER UINT64_MAX
-#define WORLD_HOSTS 3 /* two with disks; the last is the operator's */
+/* Two with disks; the operator's; and, where the disks' server can die without
+ * it, the guest of each of the two. */
+#define WORLD_HOSTS 5
 #define WORLD_OPERATOR 2
+#define WORLD_GUEST 3
+
+static inline int world_guest_of(int host)
+{
+    return WORLD_GUEST + host;
+}
 
 /* The calling thread becomes the operator's.  `trace`: print what happens;
  * `by_kernel`: how the baton is handed on (baton.h). */
@@ -61,6 +69,9 @@ void world_join(int thread);
 int world_thread_host(void);
 int world_self(void);
 void *world_result(int thread);
+/* It shall end as soon as it waits for a request (device.h). */
+void world_cancel(int thread);
+int world_cancelled(int thread);
 
 /*
  * The processes of a host end: its threads never run again.  `after`: at the

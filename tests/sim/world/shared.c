@@ -23,6 +23,10 @@ static struct sector {
     size_t count, cap;
 } sectors[SHARED_SECTORS];
 static uint64_t writes;
+static struct seen {
+    uint32_t *values; /* by its reader, one after the other */
+    size_t count, cap;
+} seen[SHARED_SECTORS];
 static struct exact {
     uint64_t n, sum;
 } exact[EXACT]; /* a ring */
@@ -110,6 +114,39 @@ void shared_stood_still(uint64_t n, const void *data)
 void shared_branch(void)
 {
     memset(exact, 0, sizeof exact);
+}
+
+void shared_reader_begins(void)
+{
+    for (unsigned int n = 0; n < SHARED_SECTORS; n++)
+        seen[n].count = 0;
+}
+
+const char *shared_read(const void *data)
+{
+    for (unsigned int n = 0; n < SHARED_SECTORS; n++) {
+        struct seen *s = &seen[n];
+        uint32_t value;
+        memcpy(&value, (const char *)data + n * SHARED_SECTOR, sizeof value);
+        if (s->count && s->values[s->count - 1] == value)
+            continue;
+        for (size_t i = 0; i < s->count; i++)
+            if (s->values[i] == value) {
+                snprintf(why, sizeof why,
+                         "a reader of sector %u sees A, B, A: write %u comes "
+                         "back",
+                         n, value);
+                return why;
+            }
+        if (s->count == s->cap) {
+            s->cap = s->cap ? 2 * s->cap : 64;
+            s->values = realloc(s->values, s->cap * sizeof *s->values);
+            if (!s->values)
+                world_fail("out of memory");
+        }
+        s->values[s->count++] = value;
+    }
+    return NULL;
 }
 
 /* ---- what a checkpoint may hold ------------------------------------------------- */

@@ -28,6 +28,11 @@ void shared_writers_gone(void);
 /* These sectors were found to hold this. */
 void shared_found(unsigned int first, unsigned int count, const void *data);
 
+/* One thread reads them: NULL, or which value came back that another one had
+ * followed.  No two writes have the same first bytes. */
+void shared_reader_begins(void);
+const char *shared_read(const void *data);
+
 /* Checkpoint n was taken while all sectors held this, and nobody wrote. */
 void shared_stood_still(uint64_t n, const void *data);
 /* Checkpoints of before are another branch's. */

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "device.h"
 #include "guest.h"
 #include "net.h"
 #include "sched.h"
@@ -89,6 +90,10 @@ static void *open_primary(void *arg)
     int err = remus_primary_open_io(&config, (remus_io *)s->sim, &s->primary);
     if (!err && program.former)
         err = open_former(s);
+    if (!err && program.node)
+        err = remus_export_open_kept(s->primary, "/", NULL,
+                                     device_memory(c->host),
+                                     device_descriptor(c->host), &s->nodes);
     keep_error(c, err);
     return NULL;
 }
@@ -122,6 +127,9 @@ static void *open_backup(void *arg)
 static void *close_either(void *arg)
 {
     struct side *s = arg;
+    if (s->nodes)
+        remus_export_close(s->nodes);
+    s->nodes = NULL;
     remus_former_close(s->former);
     s->former = NULL;
     remus_primary_close(s->primary);
@@ -157,13 +165,38 @@ static void revive(int host)
     struct side *s = &side[host];
     world_revive(host);
     s->stop = 0;
-    s->guests = s->lets_go = s->suspended = s->writing = 0;
+    s->guests = s->lets_go = s->suspended = 0;
     s->pinned = 0;
     s->life++;
     s->since = world_now();
     s->former = NULL;
     s->primary = NULL;
     s->backup = NULL;
+    s->nodes = NULL;
+    if (s->soon)
+        world_kill_after(host, s->soon);
+    s->soon = 0;
+}
+
+/* A guest's machine, if there is none that goes on. */
+static void begin_guest(int host)
+{
+    struct side *s = &side[host];
+    if (program.node && device_lives(host))
+        return;
+    s->riders = s->writing = 0;
+    if (!program.node)
+        return;
+    world_revive(world_guest_of(host));
+    device_begin(host, program.volumes);
+}
+
+static void end_guest(int host)
+{
+    if (!program.node || !device_lives(host))
+        return;
+    world_kill_after(world_guest_of(host), 0);
+    device_end(host);
 }
 
 /* What a failed start leaves has to go, or its locks stay. */
@@ -182,6 +215,7 @@ static int started(struct call *c, const char *what)
 int start_primary(int host)
 {
     struct call c = {.host = host};
+    begin_guest(host);
     revive(host);
     world_say("-- host %d starts as the primary", host);
     on_host(host, "open", open_primary, &c);
@@ -209,7 +243,7 @@ static int is_down(void *on)
     return world_killed((int)(intptr_t)on);
 }
 
-void end_host(int host, uint64_t within, int power)
+static void end_processes(int host, uint64_t within)
 {
     struct side *s = &side[host];
     if (!world_killed(host)) {
@@ -221,10 +255,26 @@ void end_host(int host, uint64_t within, int power)
         if (!world_killed(host))
             world_kill_after(host, 0);
     }
-    world_disks_slow(host, 0);
     s->former = NULL;
     s->primary = NULL;
     s->backup = NULL;
+    s->nodes = NULL;
+}
+
+void end_server(int host, uint64_t within)
+{
+    end_processes(host, within);
+    world_say("-- %u requests were with it", device_taken(host));
+    world_net_host_gone(host, 0);
+    remus_sim_kill(side[host].sim);
+}
+
+void end_host(int host, uint64_t within, int power)
+{
+    struct side *s = &side[host];
+    end_processes(host, within);
+    end_guest(host);
+    world_disks_slow(host, 0);
     world_net_host_gone(host, power >= 0);
     if (power >= 0) {
         world_say("-- host %d loses its power (%d)", host, power);
@@ -243,7 +293,7 @@ void close_side(int host)
 
 /* ---- status ------------------------------------------------------------------------ */
 
-struct asked {
+struct inquiry {
     int host, error;
     struct remus_status *st;
 };
@@ -257,7 +307,7 @@ void must_not_wait(const char *call, uint64_t jumps)
 
 static void *read_primary(void *arg)
 {
-    struct asked *a = arg;
+    struct inquiry *a = arg;
     uint64_t jumps = world_jumps();
     a->error = remus_primary_status(side[a->host].primary, a->st);
     must_not_wait("status", jumps);
@@ -266,14 +316,14 @@ static void *read_primary(void *arg)
 
 static void *read_backup(void *arg)
 {
-    struct asked *a = arg;
+    struct inquiry *a = arg;
     a->error = remus_backup_status(side[a->host].backup, a->st);
     return NULL;
 }
 
 int primary_status(int host, struct remus_status *st)
 {
-    struct asked a = {.host = host, .st = st};
+    struct inquiry a = {.host = host, .st = st};
     *st = (struct remus_status)REMUS_INIT(remus_status);
     if (world_killed(host) || !side[host].primary ||
         on_host(host, "status", read_primary, &a))
@@ -283,7 +333,7 @@ int primary_status(int host, struct remus_status *st)
 
 int backup_status(int host, struct remus_status *st)
 {
-    struct asked a = {.host = host, .st = st};
+    struct inquiry a = {.host = host, .st = st};
     *st = (struct remus_status)REMUS_INIT(remus_status);
     if (world_killed(host) || !side[host].backup ||
         on_host(host, "status", read_backup, &a))

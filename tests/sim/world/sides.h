@@ -17,6 +17,11 @@ struct side {
         *former;         /* beside a primary, where its backup's address was */
     int stop;            /* its guest and its toolstack shall end */
     int guests;          /* threads of them */
+    int riders;          /* ... that outlive the disks' server (reach.h) */
+    remus_export *nodes; /* through which those reach their disks */
+    uint64_t soon;       /* its next process ends at that point; 0: no */
+    int watched;         /* its reader does not pause */
+    int reopens;         /* its guest opens and closes its disks */
     int suspended;       /* its writers of shared.h stand still, ... */
     int writing;         /* ... but for so many that have not heard of it */
     int lets_go;         /* nothing is pinned here any more */
@@ -47,6 +52,8 @@ int start_backup(int host, int discard_local);
 /* Its processes end; `within` so many of its points, at the latest soon;
  * `power` >= 0: the machine, too, and so are its writes lost. */
 void end_host(int host, uint64_t within, int power);
+/* Only the disks' server ends: its guest waits for the next one. */
+void end_server(int host, uint64_t within);
 /* A clean end of the primary, or of the backup. */
 void close_side(int host);
 

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,10 @@
 
 #include "net.h"
 #include "sched.h"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 
 #define REAL(result, name, args) result __real_##name args;
 REAL(int, pthread_mutex_lock, (pthread_mutex_t *))
@@ -52,6 +57,10 @@ REAL(int, shutdown, (int, int))
 REAL(int, close, (int))
 REAL(int, poll, (struct pollfd *, nfds_t, int))
 REAL(void *, mmap, (void *, size_t, int, int, int, off_t))
+REAL(int, madvise, (void *, size_t, int))
+REAL(int, fcntl, (int, int, ...))
+REAL(uid_t, geteuid, (void))
+REAL(ssize_t, getrandom, (void *, size_t, unsigned int))
 
 /* ---- locks: the first words of a mutex say who has it ------------------------- */
 
@@ -379,6 +388,45 @@ void *__wrap_mmap(void *at, size_t len, int prot, int flags, int fd, off_t off)
 {
     return __real_mmap(at, len, prot,
                        world_here() ? flags & ~MAP_POPULATE : flags, fd, off);
+}
+
+int __wrap_madvise(void *at, size_t len, int advice)
+{
+    return world_here() && advice == MADV_POPULATE_WRITE
+               ? 0
+               : __real_madvise(at, len, advice);
+}
+
+/* ---- what a process is ------------------------------------------------------------------ */
+
+int __wrap_pthread_cancel(pthread_t t)
+{
+    world_cancel((int)t);
+    return 0;
+}
+
+int __wrap_fcntl(int fd, int command, ...)
+{
+    va_list args;
+    va_start(args, command);
+    long arg = va_arg(args, long);
+    va_end(args);
+    return world_fd(fd) ? fd : __real_fcntl(fd, command, arg);
+}
+
+uid_t __wrap_geteuid(void)
+{
+    return world_here() ? 0 : __real_geteuid();
+}
+
+ssize_t __wrap_getrandom(void *buf, size_t len, unsigned int flags)
+{
+    unsigned char *out = buf;
+    if (!world_here())
+        return __real_getrandom(buf, len, flags);
+    for (size_t i = 0; i < len; i++)
+        out[i] = (unsigned char)world_below(256);
+    return (ssize_t)len;
 }
 
 /* Nobody's priority counts here. */
