@@ -97,6 +97,7 @@ def test_a_wrong_name_neither_fences_nor_stops_the_primary(host: Host) -> None:
 # ---- the fence command before going on alone --------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.fuse
 def test_a_guest_goes_on_alone_after_the_fence(
     host: Host, capsys: pytest.CaptureFixture[str]

@@ -31,7 +31,7 @@ from support.paths import ROOT
 from support.tls_pair import free_port
 from support.waiting import DEADLINE_S, wait_for
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.slow]
 
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 UNIT = (ROOT / "docs" / "remus@.service").read_text()

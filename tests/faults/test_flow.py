@@ -86,6 +86,7 @@ def connections(guest: netfault.Guest, since: float) -> list[float]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_a_path_that_swallows_large_packets(routed, record_property):
     guest = begin(routed)
@@ -107,6 +108,7 @@ def test_a_path_that_swallows_large_packets(routed, record_property):
     finish(routed, guest)
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_a_host_that_takes_no_more(routed, record_property):
     """Its kernel acks, its process stands still, again and again: it is lost

@@ -63,6 +63,7 @@ def test_a_name_is_asked_for_anew_and_all_its_addresses_are_tried(hosts):
     finish(hosts, guest)
 
 
+@pytest.mark.slow
 def test_a_name_server_that_is_away_holds_nobody_up(hosts):
     """Neither the start, nor the guest, nor the end: resolving takes 20 s."""
     etc = hosts.resolver("p")

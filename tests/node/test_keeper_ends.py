@@ -89,8 +89,12 @@ def other_layout(server: int, at: int, form: str, value: int) -> Iterator[None]:
     ("at", "form", "value", "words"),
     [
         (0, "<Q", 0x3230747065, "has the layout 0000003230747065"),
-        (8, "<I", 7, "is of 7 volumes, and there are 2"),
-        (56, "<I", 4000, "4000 bytes for an open file"),
+        pytest.param(
+            *(8, "<I", 7, "is of 7 volumes, and there are 2"), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            *(56, "<I", 4000, "4000 bytes for an open file"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_another_layout_is_refused_while_the_server_still_serves(

@@ -112,6 +112,7 @@ def test_what_the_backup_has_is_safe(host: Host) -> None:
     toolstack.fail_over_to(toolstack.tag)
 
 
+@pytest.mark.slow
 def test_what_the_backup_lost_is_not_safe(host: Host) -> None:
     """Neither from the server's death on, nor for a 30 that is waiting then."""
     toolstack = Toolstack(host)
@@ -154,6 +155,7 @@ def test_a_wait_goes_on_over_the_servers_death(host: Host) -> None:
     toolstack.fail_over_to(toolstack.tag)
 
 
+@pytest.mark.slow
 def test_a_wait_ends_once_loss_is_established(host: Host) -> None:
     toolstack = Toolstack(host)
     toolstack.checkpoint()
@@ -170,6 +172,7 @@ def test_a_wait_ends_once_loss_is_established(host: Host) -> None:
     toolstack.checkpoint()
 
 
+@pytest.mark.slow
 def test_a_20_that_the_server_died_in_has_one_number_and_one_barrier(
     host: Host,
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_standby_node_outlives_its_server(host: Host) -> None:
     assert is_now(host, "b", "backup", "Protected")
 
 
+@pytest.mark.slow
 def test_a_promoted_node_outlives_its_server(host: Host) -> None:
     """The guest that was failed over has the same safety as before."""
     primary, backup = both(host)
@@ -101,6 +102,7 @@ def test_a_promoted_node_outlives_its_server(host: Host) -> None:
         wait_for("Protected", lambda: is_now(host, "b", "primary", "Protected"))
 
 
+@pytest.mark.slow
 def test_an_open_waits_for_a_promote_over_the_servers_death(host: Host) -> None:
     primary, backup = both(host)
     with node(host).open("r+b", buffering=0) as disk:
@@ -143,6 +145,7 @@ def test_roles_are_exchanged_and_both_are_kept(host: Host) -> None:
         wait_for("Protected", lambda n=now: is_now(host, n, "primary", "Protected"))
 
 
+@pytest.mark.slow
 def test_up_after_a_restart_of_both_hosts(host: Host) -> None:
     """The same command on both, in any order, after roles were exchanged."""
     primary, backup = both(host)

@@ -52,6 +52,7 @@ def test_allow_inconsistent_writes_it_straight_to_the_disks(make_pair):
     same(pair)
 
 
+@pytest.mark.slow
 def test_what_is_pinned_is_not_given_up_for_a_copy(make_pair):
     """Who holds its memory would have no disks for it."""
     pair = make_pair([4 * MIB], journal_bytes=512 << 10, allow_inconsistent=True)

@@ -144,6 +144,7 @@ def rounds(host: Host, count: int, seed: int) -> None:
     assert images(host, "p") == images(host, "b")
 
 
+@pytest.mark.slow
 def test_killed_in_a_swap(host: Host) -> None:
     rounds(host, 5, 3)
 
