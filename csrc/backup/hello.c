@@ -71,7 +71,8 @@ static int check_lineage(remus_backup *b, const struct remus_hello *h)
     if (b->discard_local) {
         b->discards = is == REMUS_RELATION_STRANGERS ||
                       is == REMUS_RELATION_AHEAD ||
-                      is == REMUS_RELATION_SPLIT || rolled_back(b, h);
+                      is == REMUS_RELATION_SPLIT || rolled_back(b, h) ||
+                      h->next_epoch <= b->prepared; /* it never gave that */
         return 0;
     }
     if (is == REMUS_RELATION_STRANGERS)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from remus_native import State, StateError
+from remus_native import Backup, State, StateError, Volume
 from support import formats
 from support.formats import BYE, HELLO, REPLY, RESYNC
 from support.peer import BEGIN, END, SESSION, SIZE, Peer, barrier, one_epoch, write
@@ -217,6 +217,35 @@ def test_a_promoted_backup_says_so_in_its_refusals(backup, peer, tmp_path):
     (refusal,) = backup.refusals()
     assert refusal.cause == "busy"
     assert "promoted: a primary was told so" in refusal.text
+
+
+@pytest.mark.parametrize("discard", [False, True])
+def test_a_primary_that_never_gave_its_numbers_can_be_let_in(
+    backup, peer, tmp_path, discard
+):
+    """It was set back with its memory, and knows the session: whoever starts
+    the backup with discard_local gets a new copy of its disks."""
+    one_epoch(peer)
+    peer.socket.close()
+    backup.close()
+    with Backup(
+        "guest0",
+        state_dir=tmp_path / "state",
+        volumes=[Volume("xvda", tmp_path / "disk")],
+        journal_bytes=1 << 20,
+        segment_bytes=65536,
+        discard_local=discard,
+    ) as again:
+        again.serve(f"unix:{tmp_path}/sock", loss_ms=500)
+        late = Peer(str(tmp_path / "sock"))
+        try:
+            # Its next epoch is 1, and the backup holds that.
+            late.send(HELLO, formats.hello("guest0", [("xvda", SIZE)]))
+            reply = late.receive()
+        finally:
+            late.socket.close()
+    assert reply.type == REPLY
+    assert reply.payload[40:56] == (bytes(16) if discard else b"g" * 16)
 
 
 def test_a_session_that_ends_in_an_epoch_leaves_no_trace(backup, peer, tmp_path):
