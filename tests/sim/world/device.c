@@ -25,6 +25,7 @@ static struct device {
     uint64_t uniques;
     struct request *first; /* those without an answer, in order */
     int writers, moving;   /* open for writing; OPEN, RELEASE on their way */
+    uint64_t moved;        /* how many of those there were */
 } devices[2];
 
 static const struct fuse_init_in init_body = {
@@ -187,7 +188,10 @@ int device_ask(int host, struct asked *a)
     struct request r = {.next = NULL};
     if (!d->lives)
         return -ENOTCONN;
-    d->moving += a->opcode == FUSE_OPEN || a->opcode == FUSE_RELEASE;
+    if (a->opcode == FUSE_OPEN || a->opcode == FUSE_RELEASE) {
+        d->moving++;
+        d->moved++;
+    }
     add(d, &r, a);
     world_wait("an answer", is_answered, &r, WORLD_NEVER);
     return -r.error;
@@ -199,6 +203,11 @@ unsigned int device_taken(int host)
     for (const struct request *r = devices[host].first; r; r = r->next)
         n += r->taken && r->head.opcode != FUSE_INIT;
     return n;
+}
+
+uint64_t device_moved(int host)
+{
+    return devices[host].moved;
 }
 
 int device_writers(int host)

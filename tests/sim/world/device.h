@@ -47,5 +47,7 @@ int device_ask(int host, struct asked *a);
 unsigned int device_taken(int host);
 /* Files that are open for writing; -1: one is about to be, or is closed. */
 int device_writers(int host);
+/* How many opens and releases there were. */
+uint64_t device_moved(int host);
 
 #endif

@@ -46,6 +46,8 @@ void mend(void)
         world_disks_slow(k, 0);
         world_disks_freeze(k, 0);
         remus_sim_fail_after(side[k].sim, UINT64_MAX, 0);
+        if (failing[k]) /* acked in memory, until now */
+            lost_memory(k);
     }
 }
 
@@ -54,6 +56,8 @@ void mend(void)
 /* Did a start fail as it may? */
 static void allowed(int host, int err, const char *what)
 {
+    if (failing[host])
+        lost_memory(host);
     if (!err || err == -EINTR || failing[host])
         return;
     world_fail("the %s of host %d does not start: %d", what, host, err);

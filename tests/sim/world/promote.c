@@ -97,8 +97,9 @@ static int look_for_checkpoints(struct promotion *p)
     struct promises promised = promises_now();
     if (on_host(backup_host, "list", list, p))
         return 0;
+    /* It may be at any of them; or it was over before it had begun. */
     if (p->interrupted)
-        return 0; /* it may be at any of them */
+        return p->count <= 0 && given_up();
     if (p->count <= 0 && (!promised.acked || given_up()))
         return 1;
     check_offers(p->cp, p->count, &promised);

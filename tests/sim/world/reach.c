@@ -190,9 +190,11 @@ void check_files(int host)
     if (!program.node || !side_up(host) || !device_lives(host))
         return;
     int before = device_writers(host);
+    /* One may be closed and another opened while the primary is asked. */
+    uint64_t moved = device_moved(host);
     unsigned int life = side[host].life;
     if (primary_status(host, &st) || !side[host].nodes || before < 0 ||
-        before != device_writers(host) || life != side[host].life)
+        moved != device_moved(host) || life != side[host].life)
         return;
     if (st.writers != (unsigned int)before)
         world_fail("contract 10: %d files are open for writing, and the "
