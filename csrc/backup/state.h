@@ -101,7 +101,7 @@ int remus_backup_state(const struct remus_backup *b, int connected);
 /* What must hold whenever `lock` is free: 0, or an error that names it. */
 int remus_backup_invariants(const struct remus_backup *b);
 /* Take `lock` in a call that must not wait as long as the journal's disk can
- * stall.  0; -EAGAIN after 100 ms, with a text. */
+ * stall.  0; -EAGAIN after a second, with a text. */
 int remus_backup_try_lock(struct remus_backup *b);
 /* Its status, with what the connection shows in `net`; while it can't be
  * looked at, the one before, which says so (lock not held). */

@@ -322,7 +322,7 @@ REMUS_API void remus_primary_close(remus_primary *p);
 
 /* ---- Backup ---------------------------------------------------------- */
 
-/* Calls never block (-EAGAIN: the journal's disk has stalled for 100 ms), and
+/* Calls never block (-EAGAIN: the journal's disk has stalled for a second), and
  * have no errors of their own, unless they say so. */
 
 typedef struct remus_backup remus_backup;

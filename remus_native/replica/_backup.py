@@ -252,7 +252,7 @@ class Backup(Side[BackupConfig]):
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """The checkpoints that `promote` accepts, oldest first.
 
-        EAGAIN if the journal's disk has stalled for 100 ms.
+        EAGAIN if the journal's disk has stalled for a second.
         """
         cap = 4096
         out = sized("checkpoint", cap)
