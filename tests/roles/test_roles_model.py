@@ -348,9 +348,11 @@ class RolesMachine(TwoHostsMachine):
     ) -> None:
         """One goes on as the primary, the other one follows it."""
         assert self.target is not None
-        split = self.is_split() and not self.fenced
+        # Also one that stepped down, if it was for a checkpoint from before it
+        # wrote alone: it can't go on, but it is not overwritten unasked.
+        split = self.is_split()
         winner, loser = self.other, self.main
-        if split and promoted_loses:
+        if split and promoted_loses and not self.fenced:
             winner, loser = loser, winner
         self.did["failed back", "split" if split else "", winner == self.main] += 1
         for host, kill in zip("ab", killed, strict=True):
