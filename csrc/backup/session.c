@@ -184,27 +184,6 @@ static int handle(struct remus_backup_net *net, const struct remus_record *r,
     }
 }
 
-/*
- * What follows an ack may be near: the word that an ioctl 30 was answered,
- * or the commit.  Look for it without sleeping, and whoever sends it need not
- * wake us.  As remus_input_fill().
- */
-static ssize_t look_out(struct remus_backup_net *net)
-{
-    remus_io *io = net->b->io;
-    uint64_t end =
-        remus_spin_end(&net->follow, net->acked_ns, net->spin_most / 4);
-    uint64_t began = io->now_ns(io);
-    unsigned int looks = 0;
-    ssize_t got;
-    if (!end)
-        return 0;
-    do
-        got = remus_input_fill(&net->input, &net->link);
-    while (!got && remus_spin_again(&looks, began, io->now_ns(io), end));
-    return got;
-}
-
 /* Sleep until bytes come.  1: they may be there; 0: `ms` passed; <0: ended. */
 static int sleep_on(struct remus_backup_net *net, int fd, uint32_t ms)
 {
@@ -223,7 +202,13 @@ static int sleep_on(struct remus_backup_net *net, int fd, uint32_t ms)
 /* Wait for bytes.  1: some came; 0: `ms` passed; <0: ended. */
 static int wait_input(struct remus_backup_net *net, int fd, uint32_t ms)
 {
-    ssize_t got = net->acked_ns ? look_out(net) : 0;
+    /* What follows an ack may be near: the word that an ioctl 30 was answered,
+     * or the commit.  Whoever sends it then need not wake us. */
+    uint64_t near = net->acked_ns ? remus_spin_end(&net->follow, net->acked_ns,
+                                                   net->spin_most / 4)
+                                  : 0;
+    ssize_t got =
+        remus_input_look_out(&net->input, &net->link, net->b->io, near);
     if (!got) {
         int n = sleep_on(net, fd, ms);
         if (n <= 0)

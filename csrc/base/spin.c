@@ -5,7 +5,6 @@
 #include <sched.h>
 
 #define MOST_NS 200000u
-#define STILL 8u /* looks in which a clock that moves has moved */
 
 uint64_t remus_spin_most(void)
 {
@@ -32,13 +31,4 @@ uint64_t remus_spin_end(const struct remus_spin *s, uint64_t asked_ns,
         return 0;
     uint64_t ns = 2 * s->typical_ns;
     return asked_ns + (ns < most_ns ? ns : most_ns);
-}
-
-int remus_spin_again(unsigned int *looks, uint64_t began_ns, uint64_t now_ns,
-                     uint64_t end_ns)
-{
-    if (now_ns >= end_ns || (++*looks >= STILL && now_ns == began_ns))
-        return 0;
-    sched_yield();
-    return 1;
 }

@@ -27,12 +27,4 @@ void remus_spin_took(struct remus_spin *s, uint64_t ns);
 uint64_t remus_spin_end(const struct remus_spin *s, uint64_t asked_ns,
                         uint64_t most_ns);
 
-/*
- * Between two looks: let others run.  1: look again; 0: `end_ns` has come, or
- * the clock stands still (as a simulated one does while somebody runs).
- * *looks counts, from 0.
- */
-int remus_spin_again(unsigned int *looks, uint64_t began_ns, uint64_t now_ns,
-                     uint64_t end_ns);
-
 #endif

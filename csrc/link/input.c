@@ -3,6 +3,7 @@
 #include "link/input.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -10,6 +11,7 @@
 #include "base/error.h"
 
 #define INPUT_BYTES (2u * REMUS_REC_PAYLOAD_MAX + 65536u)
+#define STILL 8u /* looks in which a clock that moves has moved */
 
 void remus_tell_error(struct remus_conn *conn, const char *text)
 {
@@ -65,6 +67,22 @@ ssize_t remus_input_fill(struct remus_input *in, struct remus_conn *conn)
     if (n > 0)
         in->end += (size_t)n;
     return n;
+}
+
+ssize_t remus_input_look_out(struct remus_input *in, struct remus_conn *conn,
+                             remus_io *io, uint64_t end_ns)
+{
+    uint64_t began = io->now_ns(io), now = began;
+    ssize_t got = 0;
+    for (unsigned int looks = 1; !got && now < end_ns; looks++) {
+        got = remus_input_fill(in, conn);
+        now = io->now_ns(io);
+        if (looks >= STILL && now == began)
+            break;
+        if (!got)
+            sched_yield();
+    }
+    return got;
 }
 
 int remus_input_next(struct remus_input *in, struct remus_record *r,

@@ -25,6 +25,13 @@ void remus_input_reset(struct remus_input *in);
  */
 ssize_t remus_input_fill(struct remus_input *in, struct remus_conn *conn);
 /*
+ * The same, again and again without sleeping, until something came or
+ * `end_ns` has; not at all if it has already.  Others run between two looks.
+ * It ends early if the clock stands still, as a simulated one may.
+ */
+ssize_t remus_input_look_out(struct remus_input *in, struct remus_conn *conn,
+                             remus_io *io, uint64_t end_ns);
+/*
  * The next whole record, proven (header and payload CRC).  1; 0: more bytes
  * are needed; -EBADMSG with a text.  Pointers hold until the next fill.
  */

@@ -158,18 +158,6 @@ static int take_in(remus_primary *p)
     return err < 0 ? err : n;
 }
 
-/* Look for input without sleeping, until so late.  As remus_input_fill(). */
-static ssize_t look_out(remus_primary *p, uint64_t end)
-{
-    unsigned int looks = 0;
-    uint64_t began = remus_primary_now(p);
-    ssize_t got;
-    do
-        got = remus_input_fill(&p->input, &p->conn);
-    while (!got && remus_spin_again(&looks, began, remus_primary_now(p), end));
-    return got;
-}
-
 /* Wait at most `ms` for input or a wake-up.  As remus_input_fill(). */
 static ssize_t sleep_on(remus_primary *p, int fd, int ms)
 {
@@ -198,7 +186,7 @@ static int receive(remus_primary *p, int fd, uint64_t awake, int ms)
     int rc = take_in(p);
     if (rc)
         return rc < 0 ? rc : 0;
-    ssize_t got = awake ? look_out(p, awake) : 0;
+    ssize_t got = remus_input_look_out(&p->input, &p->conn, p->io, awake);
     if (!got && ms)
         got = sleep_on(p, fd, ms);
     if (got < 0) {
@@ -240,13 +228,12 @@ static uint64_t awake_until(const remus_primary *p)
 }
 
 /*
- * Be the receiver until ready() or the deadline; without `asleep` only as
- * long as it need not sleep.  Entered and left with lock held; rx_caller is
- * not set.
+ * Be the receiver until ready() or the deadline, but for as long as it need
+ * not sleep.  Entered and left with lock held; rx_caller is not set.
  */
 static int receive_until(remus_primary *p,
                          int (*ready)(remus_primary *p, uint64_t arg),
-                         uint64_t arg, struct remus_deadline end, int asleep)
+                         uint64_t arg, struct remus_deadline end)
 {
     int move = p->rx_polling;
     p->rx_caller = 1;
@@ -258,7 +245,7 @@ static int receive_until(remus_primary *p,
     int rc;
     while ((rc = ready(p, arg)) == 0 && p->fd >= 0 && remus_link_up(p)) {
         uint64_t awake = awake_until(p);
-        int ms = asleep ? ms_left(remus_primary_now(p), end) : 0;
+        int ms = ms_left(remus_primary_now(p), end);
         if (!ms && !awake)
             break;
         int fd = p->fd;
@@ -297,7 +284,7 @@ void remus_primary_look_out(remus_primary *p)
         p->rx_left_ns = remus_primary_now(p);
     else if (near && !p->rx_polling && !p->rx_caller && p->fd >= 0 &&
              remus_link_up(p) && awake_until(p))
-        receive_until(p, newest_acked, 0, REMUS_NEVER, 0);
+        receive_until(p, newest_acked, 0, (struct remus_deadline){0});
     remus_primary_unlock(p);
 }
 
@@ -319,7 +306,7 @@ int remus_primary_wait_for(remus_primary *p,
             remus_primary_timed_wait(p, &p->changed, ms);
             continue;
         }
-        rc = receive_until(p, ready, arg, end, 1);
+        rc = receive_until(p, ready, arg, end);
         if (rc)
             break;
     }
@@ -422,7 +409,7 @@ static void hear_last_words(remus_primary *p, int fd)
             continue;
         }
         while (link_is(p, fd) && poll(&pf, 1, 0) > 0 &&
-               receive(p, fd, 1, 0) == 0)
+               receive(p, fd, 0, 1) == 0)
             ;
         pthread_mutex_unlock(&p->rx_lock);
         return;

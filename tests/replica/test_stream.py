@@ -10,10 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from remus_native import Backup, State, StateError, Volume
+from remus_native import State, StateError
 from support import formats
 from support.formats import BYE, HELLO, REPLY, RESYNC
-from support.peer import BEGIN, END, SESSION, SIZE, Peer, barrier, one_epoch, write
+from support.peer import (
+    BEGIN,
+    END,
+    SESSION,
+    SIZE,
+    Peer,
+    barrier,
+    one_epoch,
+    served,
+    write,
+)
 from support.waiting import until
 
 
@@ -228,15 +238,7 @@ def test_a_primary_that_never_gave_its_numbers_can_be_let_in(
     one_epoch(peer)
     peer.socket.close()
     backup.close()
-    with Backup(
-        "guest0",
-        state_dir=tmp_path / "state",
-        volumes=[Volume("xvda", tmp_path / "disk")],
-        journal_bytes=1 << 20,
-        segment_bytes=65536,
-        discard_local=discard,
-    ) as again:
-        again.serve(f"unix:{tmp_path}/sock", loss_ms=500)
+    with served(tmp_path, discard_local=discard):
         late = Peer(str(tmp_path / "sock"))
         try:
             # Its next epoch is 1, and the backup holds that.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -72,18 +72,26 @@ class Peer:
         assert self.receive().flags == DONE
 
 
+@contextmanager
+def served(folder: Path, *, discard_local: bool = False) -> Iterator[Backup]:
+    """A backup in ``folder`` that listens on its ``sock``."""
+    with Backup(
+        "guest0",
+        state_dir=folder / "state",
+        volumes=[Volume("xvda", folder / "disk")],
+        journal_bytes=1 << 20,
+        segment_bytes=65536,
+        discard_local=discard_local,
+    ) as handle:
+        handle.serve(f"unix:{folder}/sock", loss_ms=500)
+        yield handle
+
+
 @pytest.fixture
 def backup(tmp_path: Path) -> Iterator[Backup]:
     (tmp_path / "disk").write_bytes(bytes(SIZE))
     (tmp_path / "state").mkdir()
-    with Backup(
-        "guest0",
-        state_dir=tmp_path / "state",
-        volumes=[Volume("xvda", tmp_path / "disk")],
-        journal_bytes=1 << 20,
-        segment_bytes=65536,
-    ) as handle:
-        handle.serve(f"unix:{tmp_path}/sock", loss_ms=500)
+    with served(tmp_path) as handle:
         yield handle
 
 
